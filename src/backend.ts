@@ -1,0 +1,100 @@
+/**
+ * The narrow waist between the host side (validation, cache accounting, tensors) and a backend.
+ *
+ * Every argument is plain data, so that the same calls work over `postMessage`: the worker serves a Backend and
+ * the caller's thread keeps the rest. Tensors are named by ids that the host side chooses. Calls take effect in
+ * call order; arguments have been validated. A call that returns a promise rejects with an MlaError.
+ */
+import type { DType, KvDType, MemoryStats, MlaInfo, MlaMetadata } from './mla.ts';
+
+export type TensorId = number;
+
+export interface TensorSpec {
+  readonly id: TensorId;
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+}
+
+/** i32 data small enough to travel with a call, or a tensor that already lives on the device. */
+export type IndexData = Int32Array | TensorId;
+
+export interface DecodeOp {
+  readonly q: TensorId;
+  readonly kvCache: TensorId;
+  readonly out: TensorId;
+  readonly lse: TensorId;
+  readonly blockTable: IndexData;
+  readonly maxBlocksPerSeq: number;
+  /** Names the metadata, so that a backend uploads it once. */
+  readonly metadataId: number;
+  readonly metadata: MlaMetadata;
+  readonly dtype: KvDType;
+  readonly b: number;
+  readonly sQ: number;
+  readonly hQ: number;
+  readonly hKv: number;
+  readonly dQk: number;
+  readonly dV: number;
+  readonly blockSize: number;
+  readonly softmaxScale: number;
+  readonly causal: boolean;
+}
+
+export interface AppendOp {
+  readonly kvCache: TensorId;
+  /** [tokens, h_kv, d_v], or [tokens, h_kv, d_qk] when `rope` is absent. */
+  readonly latent: TensorId;
+  readonly rope: TensorId | undefined;
+  /** [tokens]: block id * block_size + offset in the block. */
+  readonly slots: Int32Array;
+  readonly tokens: number;
+  readonly dtype: KvDType;
+  readonly hKv: number;
+  readonly dQk: number;
+  readonly dV: number;
+  readonly blockSize: number;
+}
+
+export interface CopyBlocksOp {
+  readonly kvCache: TensorId;
+  /** [n, 2]: source and destination block ids. No destination is also a source. */
+  readonly pairs: Int32Array;
+  /** block_size * h_kv * d_qk. */
+  readonly blockElements: number;
+}
+
+export type HostData = Float32Array | Uint16Array | Int32Array;
+
+type Sync<T> = T | Promise<T>;
+
+export interface Backend {
+  readonly info: MlaInfo;
+  /** Makes a tensor; without `data` its contents are unspecified. Float32Array data of a 16-bit tensor is rounded. `transfer`: the buffer may be moved. */
+  create(spec: TensorSpec, data?: HostData, transfer?: boolean): Sync<void>;
+  /** Adopts the caller's GPUBuffer. Only webgpu in the same thread has it. */
+  adopt?(spec: TensorSpec, buffer: GPUBuffer): void;
+  /** The elements as stored. Waits for the work that produces them. */
+  read(id: TensorId): Promise<ArrayBuffer>;
+  release(id: TensorId): Sync<void>;
+  decode(op: DecodeOp): Sync<void>;
+  append(op: AppendOp): Sync<void>;
+  copyBlocks(op: CopyBlocksOp): Sync<void>;
+  finished(): Promise<void>;
+  /** Starts a measurement of the decode calls that follow. */
+  timeBegin(): Sync<void>;
+  /** Ends it: device (or wall) milliseconds. */
+  timeEnd(): Promise<{ ms: number; source: 'device' | 'wall' }>;
+  flushCache(): Sync<void>;
+  memory(): Sync<MemoryStats>;
+  destroy(): Sync<void>;
+}
+
+/** Bytes of an element. */
+export function elementBytes(dtype: DType): number {
+  return dtype === 'bf16' || dtype === 'f16' ? 2 : 4;
+}
+
+/** Product of a shape. */
+export function elementCount(shape: readonly number[]): number {
+  return shape.reduce((n, d) => n * d, 1);
+}

@@ -1,0 +1,158 @@
+/** The cpu backend: always there. Operations run in call order on this thread, which they give back every few milliseconds. */
+import type { AppendOp, Backend, CopyBlocksOp, DecodeOp, HostData, TensorId, TensorSpec } from '../backend.ts';
+import { elementCount } from '../backend.ts';
+import { encode16 } from '../bf16.ts';
+import { MlaError, describe } from '../errors.ts';
+import type { MemoryStats, MlaInfo } from '../mla.ts';
+import { decode } from './decode.ts';
+
+const SLICE_MS = 8;
+type Memory = Uint16Array<ArrayBuffer> | Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer>;
+
+export function createCpuBackend(reason: string): Backend {
+  return new CpuBackend(reason);
+}
+
+class CpuBackend implements Backend {
+  readonly info: MlaInfo;
+  readonly #tensors = new Map<TensorId, Memory>();
+  /** Everything enqueued so far. Never rejects: a failure is kept for whoever waits. */
+  #queue: Promise<void> = Promise.resolve();
+  #failure: unknown;
+  #bytes = 0;
+  #allocated = 0;
+  #destroyed = false;
+  #lastPause = 0;
+  #measured: number | undefined;
+
+  constructor(reason: string) {
+    this.info = {
+      backend: 'cpu', reason, device: 'JavaScript on this thread', features: [], limits: {}, software: true,
+      schedule: { slots: 1, rowTiles: [128], minTokensPerPart: 64 },
+    };
+  }
+
+  create(spec: TensorSpec, data?: HostData): void {
+    const count = elementCount(spec.shape);
+    let memory: Memory;
+    try {
+      memory = spec.dtype === 'f32' ? new Float32Array(count) : spec.dtype === 'i32' ? new Int32Array(count) : new Uint16Array(count);
+    } catch (cause) {
+      throw new MlaError('out-of-memory', 'this process has no room for the tensor', { argument: 'shape', expected: 'less', got: `${count} elements`, cause });
+    }
+    if (data instanceof Float32Array && memory instanceof Uint16Array) encode16(spec.dtype as 'bf16' | 'f16', data, memory);
+    else if (data) memory.set(data);
+    this.#tensors.set(spec.id, memory);
+    this.#bytes += memory.byteLength;
+    this.#allocated++;
+  }
+
+  async read(id: TensorId): Promise<ArrayBuffer> {
+    const memory = this.#tensor(id);
+    await this.finished();
+    return memory.buffer.slice(0);
+  }
+
+  release(id: TensorId): void {
+    const memory = this.#tensors.get(id);
+    if (!memory) return;
+    this.#tensors.delete(id); // Enqueued work holds the array itself.
+    this.#bytes -= memory.byteLength;
+  }
+
+  decode(op: DecodeOp): void {
+    const blockTable = typeof op.blockTable === 'number' ? (this.#tensor(op.blockTable) as Int32Array) : op.blockTable.slice();
+    const memory = {
+      q: this.#tensor(op.q) as Uint16Array, kvCache: this.#tensor(op.kvCache) as Uint16Array,
+      out: this.#tensor(op.out) as Uint16Array, lse: this.#tensor(op.lse) as Float32Array, blockTable,
+    };
+    this.#enqueue(async () => {
+      const start = performance.now();
+      for (const _ of decode(op, memory)) await this.#pause();
+      if (this.#measured !== undefined) this.#measured += performance.now() - start;
+    });
+  }
+
+  append({ kvCache, latent, rope, slots, tokens, hKv, dQk, dV }: AppendOp): void {
+    const cache = this.#tensor(kvCache) as Uint16Array;
+    const rows = this.#tensor(latent) as Uint16Array;
+    const rotary = rope === undefined ? undefined : (this.#tensor(rope) as Uint16Array);
+    const to = slots.slice();
+    const width = rotary ? dV : dQk;
+    this.#enqueue(() => {
+      for (let row = 0; row < tokens * hKv; row++) {
+        const at = (to[Math.floor(row / hKv)]! * hKv + (row % hKv)) * dQk;
+        cache.set(rows.subarray(row * width, (row + 1) * width), at);
+        if (rotary) cache.set(rotary.subarray(row * (dQk - dV), (row + 1) * (dQk - dV)), at + dV);
+      }
+    });
+  }
+
+  copyBlocks({ kvCache, pairs, blockElements }: CopyBlocksOp): void {
+    const cache = this.#tensor(kvCache);
+    const from = pairs.slice();
+    this.#enqueue(() => {
+      for (let i = 0; i < from.length; i += 2) cache.copyWithin(from[i + 1]! * blockElements, from[i]! * blockElements, (from[i]! + 1) * blockElements);
+    });
+  }
+
+  async finished(): Promise<void> {
+    await this.#queue;
+    if (this.#failure !== undefined) {
+      const failure = this.#failure;
+      this.#failure = undefined;
+      throw failure instanceof MlaError ? failure : new MlaError('internal', `the cpu backend failed: ${describe((failure as Error)?.message ?? failure)}`, { cause: failure });
+    }
+  }
+
+  async timeBegin(): Promise<void> {
+    await this.finished();
+    this.#measured = 0;
+  }
+
+  async timeEnd(): Promise<{ ms: number; source: 'device' | 'wall' }> {
+    await this.finished();
+    const ms = this.#measured ?? 0;
+    this.#measured = undefined;
+    return { ms, source: 'wall' };
+  }
+
+  flushCache(): void {
+    this.#enqueue(() => {
+      new Uint8Array(64 << 20).fill(1);
+    });
+  }
+
+  memory(): MemoryStats {
+    return { bytes: this.#bytes, allocations: this.#tensors.size, allocated: this.#allocated, pipelines: 0 };
+  }
+
+  destroy(): void {
+    this.#destroyed = true;
+    this.#tensors.clear();
+    this.#bytes = 0;
+  }
+
+  #tensor(id: TensorId): Memory {
+    const memory = this.#tensors.get(id);
+    if (!memory) throw new MlaError('destroyed', 'no such tensor on this device');
+    return memory;
+  }
+
+  #enqueue(work: () => void | Promise<void>): void {
+    this.#queue = this.#queue.then(async () => {
+      if (this.#destroyed) return;
+      try {
+        await work();
+      } catch (error) {
+        this.#failure ??= error;
+      }
+    });
+  }
+
+  async #pause(): Promise<void> {
+    if (performance.now() - this.#lastPause < SLICE_MS) return;
+    await new Promise<void>((resolve) => setTimeout(resolve, 0));
+    this.#lastPause = performance.now();
+  }
+}

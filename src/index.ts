@@ -1,0 +1,46 @@
+/**
+ * flashmla-web: FlashMLA's decode attention in any environment with WebGPU, and without.
+ *
+ * This entry reaches nothing that only Node has. In Node import `flashmla-web/node`; for another thread see
+ * `flashmla-web/worker`.
+ */
+import type { Backend } from './backend.ts';
+import { createFrom, openBackend, type Candidate } from './create.ts';
+import { createCpuBackend } from './cpu/backend.ts';
+import type { BackendName, Mla, MlaMetadata, MetadataArgs, ScheduleInfo } from './mla.ts';
+import { getMlaMetadata as schedule } from './schedule.ts';
+import { createWebGpuBackend } from './webgpu/backend.ts';
+import type { DeviceOptions } from './webgpu/device.ts';
+
+export type * from './mla.ts';
+export type { DeviceOptions } from './webgpu/device.ts';
+export { MlaError } from './errors.ts';
+export type { MlaErrorCode, MlaErrorData, MlaErrorDetails } from './errors.ts';
+export { decode16, encode16, fromBf16, fromF16, toBf16, toF16 } from './bf16.ts';
+
+export interface CreateOptions extends DeviceOptions {
+  /** 'auto' (default): webgpu where there is an adapter, else cpu; `info.reason` says why. */
+  readonly backend?: BackendName | 'auto';
+}
+
+function candidates(options: CreateOptions): Candidate[] {
+  return [
+    { backend: 'webgpu', open: (reason) => createWebGpuBackend(options, reason) },
+    { backend: 'cpu', open: async (reason) => createCpuBackend(reason) },
+  ];
+}
+
+/** Makes an instance on the best backend there is, or on the one asked for. @throws MlaError backend-unavailable, invalid-argument */
+export function createMla(options: CreateOptions = {}): Promise<Mla> {
+  return createFrom(candidates(options), options.backend);
+}
+
+/** What `createMla` makes an instance of; for serving it to another thread. */
+export function createBackend(options: CreateOptions = {}): Promise<Backend> {
+  return openBackend(candidates(options), options.backend);
+}
+
+/** The tile scheduler for a machine described by `machine` (`mla.info.schedule`). Pure. */
+export function getMlaMetadata(args: MetadataArgs, machine: ScheduleInfo): MlaMetadata {
+  return schedule(args, machine);
+}

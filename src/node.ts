@@ -1,0 +1,95 @@
+/** The Node entry: everything of the environment-neutral one, with WebGPU from npm `webgpu` (Dawn). */
+import type { Backend } from './backend.ts';
+import { createFrom, openBackend, type Candidate } from './create.ts';
+import { createCpuBackend } from './cpu/backend.ts';
+import { MlaError } from './errors.ts';
+import type { CreateOptions } from './index.ts';
+import type { BackendName, Mla } from './mla.ts';
+import { createWebGpuBackend } from './webgpu/backend.ts';
+
+export * from './index.ts';
+
+export interface NodeCreateOptions extends CreateOptions {
+  /** Toggles for Dawn's `create`, such as 'backend=vulkan' or 'enable-dawn-features=...'. */
+  readonly dawn?: readonly string[];
+}
+
+/**
+ * WebGPU in Node, from the optional peer package `webgpu`. One instance a set of toggles, kept for the life of the
+ * process: Dawn's devices must not outlive it.
+ * @throws MlaError missing-dependency, backend-unavailable
+ */
+export async function nodeGpu(dawn: readonly string[] = []): Promise<GPU> {
+  const key = dawn.join(' ');
+  let gpu = gpus.get(key);
+  if (!gpu) {
+    const { create, globals } = await importWebGpu();
+    for (const [name, value] of Object.entries(globals)) if (!(name in globalThis)) Object.assign(globalThis, { [name]: value });
+    gpu = create([...dawn]);
+    gpus.set(key, gpu);
+  }
+  return gpu;
+}
+
+const gpus = new Map<string, GPU>();
+
+async function importWebGpu(): Promise<{ create: (options: string[]) => GPU; globals: object }> {
+  try {
+    return (await import('webgpu')) as never;
+  } catch (cause) {
+    const missing = (cause as { code?: string }).code === 'ERR_MODULE_NOT_FOUND';
+    throw new MlaError(missing ? 'missing-dependency' : 'backend-unavailable',
+      missing ? 'WebGPU in Node needs the optional package "webgpu"' : `the package "webgpu" did not load: ${(cause as Error).message}`,
+      { argument: 'backend', expected: 'webgpu', got: missing ? 'not installed' : 'a load error', fix: 'Run: npm install webgpu', cause });
+  }
+}
+
+function candidates(options: NodeCreateOptions): Candidate[] {
+  return [
+    {
+      backend: 'webgpu',
+      open: async (reason) => {
+        const given = options.device ?? options.adapter ?? options.gpu;
+        return createWebGpuBackend(given ? options : { ...options, gpu: await nodeGpu(options.dawn) }, reason);
+      },
+    },
+    { backend: 'cpu', open: async (reason) => createCpuBackend(reason) },
+  ];
+}
+
+/** Makes an instance on the best backend there is, or on the one asked for. @throws MlaError backend-unavailable, missing-dependency, invalid-argument */
+export function createMla(options: NodeCreateOptions = {}): Promise<Mla> {
+  return createFrom(candidates(options), options.backend);
+}
+
+/** What `createMla` makes an instance of; for serving it to another thread. */
+export function createBackend(options: NodeCreateOptions = {}): Promise<Backend> {
+  return openBackend(candidates(options), options.backend);
+}
+
+export interface BackendReport {
+  readonly backend: BackendName;
+  readonly available: boolean;
+  readonly reason: string;
+  readonly device?: string;
+  readonly tier?: string;
+  readonly features?: readonly string[];
+  readonly limits?: Readonly<Record<string, number>>;
+  readonly software?: boolean;
+}
+
+/** Opens every backend once and says what it found, in the order `auto` prefers them. */
+export async function listBackends(options: NodeCreateOptions = {}): Promise<BackendReport[]> {
+  const reports: BackendReport[] = [];
+  for (const { backend, open } of candidates(options)) {
+    try {
+      const opened = await open('');
+      const { device, tier, features, limits, software } = opened.info;
+      await opened.destroy();
+      reports.push({ backend, available: true, reason: 'works', device, ...(tier === undefined ? {} : { tier }), features, limits, software });
+    } catch (error) {
+      reports.push({ backend, available: false, reason: (error as Error).message });
+    }
+  }
+  return reports;
+}

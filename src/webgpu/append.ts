@@ -1,0 +1,36 @@
+/** Launcher of shaders/append.wgsl: new tokens into their pages. */
+import type { AppendOp } from '../backend.ts';
+import appendSource from '../../shaders/append.wgsl?raw';
+import type { Segmentation } from './config.ts';
+import { constants, kvBindings, storeKv, type Kernel, type KernelCache } from './kernel.ts';
+
+export const APPEND_THREADS = 64;
+/** A word of `slots` before the first slot: how many rows there are (tokens * h_kv). */
+export const SLOTS_HEADER = 1;
+
+/** Bindings: slots, latent, rope (when separate), then the cache's segments. */
+export function appendKernel(kernels: KernelCache, op: AppendOp, { segments, blocksPerSegment }: Segmentation): Kernel {
+  const { hKv, dQk, dV, blockSize } = op;
+  const separate = op.rope !== undefined;
+  const rowWords = dQk / 2;
+  const latentWords = separate ? dV / 2 : rowWords;
+  return kernels.get(
+    `append h${hKv} d${dQk}/${dV} block${blockSize}${separate ? '' : ' whole'} kv${segments}`,
+    () => [
+      { name: 'slots', access: 'read', element: 'u32' },
+      { name: 'latent', access: 'read', element: 'u32' },
+      ...(separate ? [{ name: 'rope', access: 'read', element: 'u32' } as const] : []),
+      ...kvBindings(segments, 'read_write', 'u32'),
+    ],
+    () =>
+      [
+        constants({
+          THREADS: APPEND_THREADS, H_KV: hKv, BLOCK: blockSize, BLOCKS_PER_SEGMENT: blocksPerSegment, ROW_WORDS: rowWords, LATENT_WORDS: latentWords,
+        }),
+        'fn load_row(row: u32, word: u32) -> u32 {',
+        ...(separate ? ['  if (word >= LATENT_WORDS) { return rope[row * (ROW_WORDS - LATENT_WORDS) + word - LATENT_WORDS]; }'] : []),
+        '  return latent[row * LATENT_WORDS + word];\n}',
+        storeKv(segments), appendSource,
+      ].join('\n'),
+  );
+}

@@ -1,0 +1,251 @@
+/** The webgpu backend: turns operations into dispatches on one GPUDevice. */
+import type { AppendOp, Backend, CopyBlocksOp, DecodeOp, HostData, IndexData, TensorId, TensorSpec } from '../backend.ts';
+import { encode16 } from '../bf16.ts';
+import { MlaError } from '../errors.ts';
+import type { MemoryStats, MlaInfo } from '../mla.ts';
+import { APPEND_THREADS, SLOTS_HEADER, appendKernel } from './append.ts';
+import { combineKernel } from './combine.ts';
+import { ROW_TILES, chooseDecodeConfig } from './config.ts';
+import { decodeKernel } from './decode.ts';
+import { openDevice, type DeviceOptions, type GpuContext } from './device.ts';
+import { KernelCache, bindGroup, type Kernel } from './kernel.ts';
+import { DeviceMemory, type Allocation } from './memory.ts';
+import { makePlan, type Plan } from './plan.ts';
+import { readStorage } from './readback.ts';
+import { adopted, allocate, type Storage } from './storage.ts';
+import { Timer } from './timer.ts';
+
+/** Plans kept on the device: one a step is used by every layer, a few steps may be in flight. */
+const PLANS_KEPT = 8;
+const FLUSH_BYTES = 256 << 20;
+
+interface PlanOnDevice extends Plan {
+  readonly allocation: Allocation;
+}
+
+/** @throws MlaError backend-unavailable, device-lost */
+export async function createWebGpuBackend(options: DeviceOptions, reason: string): Promise<Backend> {
+  return new WebGpuBackend(await openDevice(options), reason);
+}
+
+class WebGpuBackend implements Backend {
+  readonly info: MlaInfo;
+  readonly #gpu: GpuContext;
+  readonly #memory: DeviceMemory;
+  readonly #kernels: KernelCache;
+  readonly #timer: Timer;
+  readonly #tensors = new Map<TensorId, Storage>();
+  readonly #plans = new Map<string, PlanOnDevice>();
+  #partials: Allocation | undefined;
+
+  constructor(gpu: GpuContext, reason: string) {
+    this.#gpu = gpu;
+    this.#memory = new DeviceMemory(gpu);
+    this.#kernels = new KernelCache(gpu);
+    this.#timer = new Timer(gpu, this.#memory);
+    this.info = {
+      backend: 'webgpu', reason, device: gpu.name, tier: 'base', features: gpu.features, limits: { ...gpu.limits }, software: gpu.software,
+      // A software adapter runs a workgroup a core; a GPU several on each of its tens to hundreds of cores.
+      schedule: gpu.software ? { slots: 8, rowTiles: ROW_TILES, minTokensPerPart: 256 } : { slots: 264, rowTiles: ROW_TILES, minTokensPerPart: 64 },
+    };
+  }
+
+  create(spec: TensorSpec, data?: HostData): Promise<void> {
+    this.#gpu.check();
+    const storage = allocate(spec, this.#memory, this.#gpu.limits, spec.dtype === 'i32' && data ? (data as Int32Array).slice() : undefined);
+    this.#tensors.set(spec.id, storage);
+    if (data) this.#upload(storage, data);
+    return Promise.all(storage.allocations.map((a) => a.fault)).then((faults) => {
+      const fault = faults.find((f) => f !== undefined);
+      if (fault) throw fault;
+    });
+  }
+
+  adopt(spec: TensorSpec, buffer: GPUBuffer): void {
+    this.#gpu.check();
+    this.#tensors.set(spec.id, adopted(spec, buffer));
+  }
+
+  async read(id: TensorId): Promise<ArrayBuffer> {
+    this.#gpu.check();
+    return readStorage(this.#gpu, this.#memory, this.#tensor(id));
+  }
+
+  release(id: TensorId): void {
+    const storage = this.#tensors.get(id);
+    if (!storage) return;
+    this.#tensors.delete(id);
+    for (const allocation of storage.allocations) this.#memory.release(allocation);
+    for (const key of [...this.#plans.keys()]) if (key.startsWith(`${id}/`)) this.#dropPlan(key);
+  }
+
+  decode(op: DecodeOp): void {
+    this.#gpu.check();
+    const { device, limits } = this.#gpu;
+    const kv = this.#tensor(op.kvCache);
+    const rows = (op.sQ * op.hQ) / op.hKv;
+    const { config, rejected } = chooseDecodeConfig(op, rows, limits, this.#gpu.software ? 'software' : 'gpu');
+    if (!config) {
+      throw new MlaError('limit-exceeded', 'no kernel configuration fits this device', { argument: 'q', expected: 'limits that one configuration fits', got: rejected.join('; ') });
+    }
+    const grid = [op.metadata.parts, Math.ceil(rows / config.rows), op.hKv] as const;
+    const most = limits.maxComputeWorkgroupsPerDimension;
+    if (Math.max(...grid, op.sQ * op.hQ, op.b) > most) {
+      throw new MlaError('limit-exceeded', 'problem too large for one dispatch', { argument: 'q', expected: `at most ${most} rows (s_q * h_q) and sequences`, got: `${op.sQ * op.hQ} rows, ${op.b} sequences` });
+    }
+    const decode = decodeKernel(this.#kernels, op, config, kv);
+    const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
+    const plan = this.#plan(op);
+    const partials = this.#partialsOf(plan.partialBytes);
+
+    const encoder = device.createCommandEncoder({ label: 'decode' });
+    const pass = encoder.beginComputePass({ label: 'decode', ...this.#timer.pass() });
+    pass.setPipeline(decode.pipeline);
+    pass.setBindGroup(0, bindGroup(device, decode, [q, plan.allocation.buffer, partials, out, lse, ...kv.buffers], 'decode'));
+    pass.dispatchWorkgroups(...grid);
+    if (plan.splitSequences > 0) {
+      const combine = combineKernel(this.#kernels, op);
+      pass.setPipeline(combine.pipeline);
+      pass.setBindGroup(0, bindGroup(device, combine, [plan.allocation.buffer, partials, out, lse], 'combine'));
+      pass.dispatchWorkgroups(op.sQ * op.hQ, plan.splitSequences);
+    }
+    pass.end();
+    device.queue.submit([encoder.finish()]);
+    if (typeof op.blockTable !== 'number') this.#memory.release(plan.allocation);
+  }
+
+  append(op: AppendOp): void {
+    this.#gpu.check();
+    const { device, limits } = this.#gpu;
+    const kv = this.#tensor(op.kvCache);
+    const kernel: Kernel = appendKernel(this.#kernels, op, kv);
+    const rows = op.tokens * op.hKv;
+    const words = new Int32Array(SLOTS_HEADER + op.slots.length);
+    words[0] = rows;
+    words.set(op.slots, SLOTS_HEADER);
+    const slots = this.#memory.storage(words.byteLength, 'slots');
+    device.queue.writeBuffer(slots.buffer, 0, words);
+    const sources = [op.latent, ...(op.rope === undefined ? [] : [op.rope])].map((id) => this.#tensor(id).buffers[0]!);
+
+    const encoder = device.createCommandEncoder({ label: 'append' });
+    const pass = encoder.beginComputePass({ label: 'append' });
+    pass.setPipeline(kernel.pipeline);
+    pass.setBindGroup(0, bindGroup(device, kernel, [slots.buffer, ...sources, ...kv.buffers], 'append'));
+    pass.dispatchWorkgroups(Math.ceil(op.dQk / 2 / APPEND_THREADS), Math.min(rows, limits.maxComputeWorkgroupsPerDimension));
+    pass.end();
+    device.queue.submit([encoder.finish()]);
+    this.#memory.release(slots);
+  }
+
+  copyBlocks({ kvCache, pairs }: CopyBlocksOp): void {
+    this.#gpu.check();
+    const { device } = this.#gpu;
+    const { buffers, blocksPerSegment, rowBytes } = this.#tensor(kvCache);
+    const place = (block: number): [GPUBuffer, number] => [buffers[Math.floor(block / blocksPerSegment)]!, (block % blocksPerSegment) * rowBytes];
+    // Through a bounce buffer: a copy within one buffer is not allowed everywhere.
+    const bounce = this.#memory.storage(rowBytes, 'block copy');
+    const encoder = device.createCommandEncoder({ label: 'copy blocks' });
+    for (let i = 0; i < pairs.length; i += 2) {
+      encoder.copyBufferToBuffer(...place(pairs[i]!), bounce.buffer, 0, rowBytes);
+      encoder.copyBufferToBuffer(bounce.buffer, 0, ...place(pairs[i + 1]!), rowBytes);
+    }
+    device.queue.submit([encoder.finish()]);
+    this.#memory.release(bounce);
+  }
+
+  async finished(): Promise<void> {
+    this.#gpu.check();
+    await this.#gpu.settle(this.#gpu.device.queue.onSubmittedWorkDone());
+  }
+
+  async timeBegin(): Promise<void> {
+    this.#gpu.check();
+    await this.#timer.begin();
+  }
+
+  timeEnd(): Promise<{ ms: number; source: 'device' | 'wall' }> {
+    return this.#timer.end();
+  }
+
+  flushCache(): void {
+    this.#gpu.check();
+    const { maxBufferSize, maxStorageBufferBindingSize } = this.#gpu.limits;
+    const bytes = Math.min(FLUSH_BYTES, maxBufferSize, maxStorageBufferBindingSize);
+    const { device } = this.#gpu;
+    const scratch = this.#memory.storage(bytes, 'cache flush');
+    const encoder = device.createCommandEncoder({ label: 'cache flush' });
+    encoder.clearBuffer(scratch.buffer, 0, bytes);
+    device.queue.submit([encoder.finish()]);
+    this.#memory.release(scratch);
+  }
+
+  memory(): MemoryStats {
+    return { ...this.#memory.stats(), pipelines: this.#kernels.count };
+  }
+
+  destroy(): void {
+    this.#timer.destroy();
+    this.#memory.destroy();
+    this.#tensors.clear();
+    this.#plans.clear();
+    this.#gpu.destroy();
+  }
+
+  #tensor(id: TensorId): Storage {
+    const storage = this.#tensors.get(id);
+    if (!storage) throw new MlaError('destroyed', 'no such tensor on this device');
+    return storage;
+  }
+
+  #upload(storage: Storage, data: HostData): void {
+    const { dtype } = storage.spec;
+    const bits = data instanceof Float32Array && (dtype === 'bf16' || dtype === 'f16') ? encode16(dtype, data) : data;
+    const bytes = new Uint8Array(bits.buffer as ArrayBuffer, bits.byteOffset, bits.byteLength);
+    const segmentBytes = storage.blocksPerSegment * storage.rowBytes;
+    storage.buffers.forEach((buffer, i) => {
+      const part = bytes.subarray(i * segmentBytes, Math.min(bytes.length, (i + 1) * segmentBytes));
+      const whole = part.length - (part.length % 4);
+      this.#gpu.device.queue.writeBuffer(buffer, 0, part, 0, whole);
+      if (whole < part.length) {
+        const tail = new Uint8Array(4);
+        tail.set(part.subarray(whole));
+        this.#gpu.device.queue.writeBuffer(buffer, whole, tail);
+      }
+    });
+  }
+
+  #plan(op: DecodeOp): PlanOnDevice {
+    // Only a block table that is a tensor is known to hold the same numbers the next time.
+    const key = typeof op.blockTable === 'number' ? `${op.blockTable}/${op.metadataId}/${op.sQ}/${op.dV}/${op.softmaxScale}/${op.causal}` : undefined;
+    const known = key === undefined ? undefined : this.#plans.get(key);
+    if (known) return known;
+    const plan = makePlan(op, this.#indices(op.blockTable));
+    const allocation = this.#memory.storage(plan.words.byteLength, 'plan');
+    this.#gpu.device.queue.writeBuffer(allocation.buffer, 0, plan.words);
+    const made = { ...plan, allocation };
+    if (key !== undefined) {
+      if (this.#plans.size >= PLANS_KEPT) this.#dropPlan(this.#plans.keys().next().value!);
+      this.#plans.set(key, made);
+    }
+    return made;
+  }
+
+  #dropPlan(key: string): void {
+    this.#memory.release(this.#plans.get(key)!.allocation);
+    this.#plans.delete(key);
+  }
+
+  #indices(data: IndexData): Int32Array {
+    return typeof data === 'number' ? this.#tensor(data).host! : data;
+  }
+
+  /** Scratch for partial results; grows to the largest call seen. */
+  #partialsOf(bytes: number): GPUBuffer {
+    if (!this.#partials || this.#partials.buffer.size < bytes) {
+      const larger = this.#memory.storage(bytes, 'partials');
+      if (this.#partials) this.#memory.release(this.#partials);
+      this.#partials = larger;
+    }
+    return this.#partials.buffer;
+  }
+}

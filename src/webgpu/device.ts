@@ -1,0 +1,165 @@
+/**
+ * One GPUDevice: how it is got, what it can do, and how its loss and its errors become MlaErrors.
+ */
+import { MlaError, describe } from '../errors.ts';
+import type { KernelLimits } from './config.ts';
+
+export interface DeviceOptions {
+  /** Where adapters come from; `navigator.gpu` when absent. */
+  readonly gpu?: GPU;
+  readonly adapter?: GPUAdapter;
+  /** The caller's device. It is used as it is and never destroyed. */
+  readonly device?: GPUDevice;
+  readonly powerPreference?: GPUPowerPreference;
+  /** 'adapter' (default) asks for all that the adapter has; 'default' keeps to WebGPU's defaults, as a page must that cannot choose. */
+  readonly limits?: 'adapter' | 'default';
+}
+
+const LIMITS = [
+  'maxStorageBufferBindingSize', 'maxBufferSize', 'maxStorageBuffersPerShaderStage', 'maxComputeWorkgroupStorageSize',
+  'maxComputeInvocationsPerWorkgroup', 'maxComputeWorkgroupSizeX', 'maxComputeWorkgroupsPerDimension',
+] as const satisfies readonly (keyof KernelLimits)[];
+
+/** Asked for where the adapter has them. */
+const FEATURES: readonly string[] = ['timestamp-query'];
+
+export class GpuContext {
+  readonly device: GPUDevice;
+  readonly owned: boolean;
+  readonly limits: KernelLimits;
+  readonly features: readonly string[];
+  readonly name: string;
+  readonly software: boolean;
+  readonly vendor: string;
+  /** Rejects when the device is lost, and stays unhandled by nobody: race against it. */
+  readonly lost: Promise<never>;
+  #error: MlaError | undefined;
+  #stray: MlaError | undefined;
+
+  constructor(device: GPUDevice, owned: boolean, info: GPUAdapterInfo | undefined) {
+    this.device = device;
+    this.owned = owned;
+    this.limits = readLimits(device.limits);
+    this.features = [...device.features].sort();
+    this.vendor = info?.vendor ?? '';
+    this.name = [info?.description || info?.device, info?.vendor, info?.architecture].filter(Boolean).join(', ') || 'unnamed WebGPU device';
+    this.software = (info as { isFallbackAdapter?: boolean } | undefined)?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe/i.test(this.name);
+    this.lost = device.lost.then((reason) => {
+      this.#error = new MlaError('device-lost', `the GPU device was lost (${reason.reason || 'unknown'}): ${reason.message || 'no message'}`, { fix: 'Make a new instance with createMla' });
+      throw this.#error;
+    });
+    this.lost.catch(() => undefined);
+    // What no scope caught is remembered and reported by whoever waits next, not thrown at the page.
+    if (owned) {
+      device.addEventListener('uncapturederror', (event) => {
+        event.preventDefault();
+        this.#stray ??= gpuError((event as GPUUncapturedErrorEvent).error, 'a GPU operation failed');
+      });
+    }
+  }
+
+  /** @throws MlaError device-lost, destroyed */
+  check(): void {
+    if (this.#error) throw this.#error;
+  }
+
+  /** Waits for `work` of the device. @throws MlaError device-lost, or what the device said since the last wait */
+  async settle<T>(work: Promise<T>): Promise<T> {
+    try {
+      const value = await Promise.race([work, this.lost]);
+      const stray = this.#stray;
+      this.#stray = undefined;
+      if (stray) throw stray;
+      return value;
+    } catch (error) {
+      if (error instanceof MlaError) throw error;
+      // A lost device rejects its promises shortly before it says that it is lost.
+      await Promise.race([this.lost, new Promise((resolve) => setTimeout(resolve, 100))]);
+      this.check();
+      throw new MlaError('internal', `the device refused: ${(error as Error).message}`, { cause: error });
+    }
+  }
+
+  /** Runs `make` in error scopes. Resolves to what the device had to say of it. */
+  watch<T>(what: string, make: () => T): { value: T; fault: Promise<MlaError | undefined> } {
+    const { device } = this;
+    device.pushErrorScope('internal');
+    device.pushErrorScope('validation');
+    device.pushErrorScope('out-of-memory');
+    let value: T;
+    const fault = (): Promise<MlaError | undefined> =>
+      Promise.all([device.popErrorScope(), device.popErrorScope(), device.popErrorScope()]).then(
+        (errors) => {
+          const error = errors.find((e) => e !== null);
+          return error ? gpuError(error, what) : undefined;
+        },
+        () => this.#error, // The device is gone: whoever waits sees that.
+      );
+    try {
+      value = make();
+    } catch (error) {
+      void fault();
+      throw error;
+    }
+    return { value, fault: fault() };
+  }
+
+  destroy(): void {
+    this.#error ??= new MlaError('destroyed', 'this backend was destroyed');
+    if (this.owned) this.device.destroy();
+  }
+}
+
+function gpuError(error: GPUError, what: string): MlaError {
+  const kind = error.constructor?.name ?? '';
+  if (kind === 'GPUOutOfMemoryError') {
+    return new MlaError('out-of-memory', `${what}: the device is out of memory`, { fix: 'Free tensors or use a smaller cache', cause: error });
+  }
+  return new MlaError('internal', `${what}: ${error.message}`, { cause: error });
+}
+
+function readLimits(limits: GPUSupportedLimits): KernelLimits {
+  return Object.fromEntries(LIMITS.map((name) => [name, limits[name]])) as unknown as KernelLimits;
+}
+
+/** @throws MlaError backend-unavailable (no WebGPU, no adapter, no device), invalid-argument, device-lost */
+export async function openDevice(options: DeviceOptions): Promise<GpuContext> {
+  if (options.device) {
+    const { device } = options;
+    if (typeof device.createBuffer !== 'function') {
+      throw new MlaError('invalid-argument', 'not a GPUDevice', { argument: 'device', expected: 'a GPUDevice', got: describe(device) });
+    }
+    return new GpuContext(device, false, device.adapterInfo ?? options.adapter?.info);
+  }
+  const adapter = options.adapter ?? (await requestAdapter(options));
+  const requiredFeatures = FEATURES.filter((name) => adapter.features.has(name as GPUFeatureName)) as GPUFeatureName[];
+  const requiredLimits = options.limits === 'default' ? {} : Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]]));
+  let device: GPUDevice;
+  try {
+    device = await adapter.requestDevice({ label: 'flashmla-web', requiredFeatures, requiredLimits });
+  } catch (error) {
+    throw new MlaError('backend-unavailable', `the adapter gave no device: ${(error as Error).message}`, { argument: 'backend', cause: error });
+  }
+  return new GpuContext(device, true, adapter.info);
+}
+
+async function requestAdapter({ gpu = globalThis.navigator?.gpu, powerPreference = 'high-performance' }: DeviceOptions): Promise<GPUAdapter> {
+  if (!gpu) {
+    throw new MlaError('backend-unavailable', 'no WebGPU here', {
+      argument: 'backend', expected: 'navigator.gpu', got: 'undefined',
+      fix: 'Use a browser with WebGPU on a secure page (https or localhost), or in Node import flashmla-web/node',
+    });
+  }
+  let adapter: GPUAdapter | null;
+  try {
+    adapter = await gpu.requestAdapter({ powerPreference });
+  } catch (error) {
+    throw new MlaError('backend-unavailable', `the adapter was refused: ${(error as Error).message}`, { argument: 'backend', cause: error });
+  }
+  if (!adapter) {
+    throw new MlaError('backend-unavailable', 'WebGPU has no adapter here', {
+      argument: 'backend', expected: 'a GPU with a driver for it', got: 'none', fix: 'Check the GPU driver (Linux: Vulkan) and that the browser has not blocked the GPU',
+    });
+  }
+  return adapter;
+}

@@ -1,0 +1,70 @@
+/**
+ * The plan: all that a decode call's two kernels must know of the batch, in one u32 buffer.
+ *
+ * Header, a row a part (the scheduler's), a row a sequence, the list of split sequences, the block table. It is made
+ * on the host once per (metadata, block table) and reused by every layer of a step.
+ */
+import type { DecodeOp } from '../backend.ts';
+import { PART_STRIDE } from '../schedule.ts';
+
+/** Where the header's fields and the parts are, for the kernels. */
+export const PLAN_LAYOUT = {
+  PLAN_S_Q: 0,
+  PLAN_SCALE: 1,
+  PLAN_SEQS_AT: 2,
+  PLAN_TABLE_AT: 3,
+  PLAN_TABLE_STRIDE: 4,
+  PLAN_SPLIT_AT: 5,
+  PLAN_LSE_AT: 6,
+  PLAN_GROUP: 7,
+  PLAN_H_KV: 8,
+  PLAN_BLOCK: 9,
+  PLAN_CAUSAL: 10,
+  PLAN_PARTS: 12,
+} as const;
+
+export interface Plan {
+  readonly words: Uint32Array<ArrayBuffer>;
+  readonly parts: number;
+  /** Sequences that more than one part works on. */
+  readonly splitSequences: number;
+  /** Bytes of partial results: two a part, each s_q * h_q rows of d_v f32, then a vec4 a row for the LSE. */
+  readonly partialBytes: number;
+}
+
+export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
+  const { metadata, b, sQ, hQ, dV } = op;
+  const { parts, tileSchedulerMetadata, numSplits, cacheSeqlens } = metadata;
+  const split: number[] = [];
+  for (let i = 0; i < b; i++) if (numSplits[i + 1]! - numSplits[i]! > 1) split.push(i);
+
+  const seqsAt = PLAN_LAYOUT.PLAN_PARTS + parts * PART_STRIDE;
+  const splitAt = seqsAt + b * 4;
+  const tableAt = splitAt + split.length;
+  const words = new Uint32Array(tableAt + blockTable.length);
+  const partialRows = 2 * parts * sQ * hQ;
+  words[PLAN_LAYOUT.PLAN_S_Q] = sQ;
+  new Float32Array(words.buffer)[PLAN_LAYOUT.PLAN_SCALE] = op.softmaxScale * Math.LOG2E;
+  words[PLAN_LAYOUT.PLAN_SEQS_AT] = seqsAt;
+  words[PLAN_LAYOUT.PLAN_TABLE_AT] = tableAt;
+  words[PLAN_LAYOUT.PLAN_TABLE_STRIDE] = op.maxBlocksPerSeq;
+  words[PLAN_LAYOUT.PLAN_SPLIT_AT] = splitAt;
+  words[PLAN_LAYOUT.PLAN_LSE_AT] = partialRows * (dV / 4);
+  words[PLAN_LAYOUT.PLAN_GROUP] = hQ / op.hKv;
+  words[PLAN_LAYOUT.PLAN_H_KV] = op.hKv;
+  words[PLAN_LAYOUT.PLAN_BLOCK] = op.blockSize;
+  words[PLAN_LAYOUT.PLAN_CAUSAL] = op.causal ? 1 : 0;
+  words.set(tileSchedulerMetadata, PLAN_LAYOUT.PLAN_PARTS);
+
+  // Row of a sequence: length, first part that works on it, number of its splits, 0.
+  const firstPart = new Int32Array(b).fill(-1);
+  for (let p = 0; p < parts; p++) {
+    const first = tileSchedulerMetadata[p * PART_STRIDE]!;
+    const last = tileSchedulerMetadata[p * PART_STRIDE + 2]!;
+    for (let i = first; i <= last; i++) if (firstPart[i]! < 0) firstPart[i] = p;
+  }
+  for (let i = 0; i < b; i++) words.set([cacheSeqlens[i]!, firstPart[i]!, numSplits[i + 1]! - numSplits[i]!, 0], seqsAt + i * 4);
+  words.set(split, splitAt);
+  words.set(blockTable, tableAt);
+  return { words, parts, splitSequences: split.length, partialBytes: split.length === 0 ? 16 : partialRows * (dV + 4) * 4 };
+}

@@ -1,0 +1,64 @@
+/** What a tensor is on the device: one buffer, or one a segment for a cache larger than a binding. */
+import { elementBytes, elementCount, type TensorSpec } from '../backend.ts';
+import { MlaError, shapeText } from '../errors.ts';
+import { ONE_SEGMENT, segmentPool, type KernelLimits, type Segmentation } from './config.ts';
+import type { Allocation, DeviceMemory } from './memory.ts';
+
+export interface Storage extends Segmentation {
+  readonly spec: TensorSpec;
+  readonly byteLength: number;
+  /** Bytes of one row of dimension 0 (a block, for a cache). */
+  readonly rowBytes: number;
+  readonly buffers: readonly GPUBuffer[];
+  /** Ours to release; none for an adopted buffer. */
+  readonly allocations: readonly Allocation[];
+  /** i32 tensors: the contents, for plans made on the host. */
+  readonly host: Int32Array | undefined;
+}
+
+/** @throws MlaError limit-exceeded, device-lost */
+export function allocate(spec: TensorSpec, memory: DeviceMemory, limits: KernelLimits, host?: Int32Array): Storage {
+  const byteLength = elementCount(spec.shape) * elementBytes(spec.dtype);
+  const rows = spec.shape[0] ?? 1;
+  const rowBytes = byteLength / rows;
+  const label = `${spec.dtype} ${shapeText(spec.shape)}`;
+  const most = Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize);
+  const isCache = spec.shape.length === 4 && elementBytes(spec.dtype) === 2;
+  const { segments, blocksPerSegment }: Segmentation =
+    byteLength > most && isCache ? segmentPool(rows, rowBytes, limits) : { segments: 1, blocksPerSegment: ONE_SEGMENT };
+  const allocations: Allocation[] = [];
+  try {
+    for (let i = 0; i < segments; i++) {
+      const held = segments === 1 ? rows : Math.min(blocksPerSegment, rows - i * blocksPerSegment);
+      allocations.push(memory.storage(held * rowBytes, segments === 1 ? label : `${label} part ${i}`));
+    }
+  } catch (error) {
+    for (const allocation of allocations) memory.release(allocation);
+    throw error;
+  }
+  return { spec, byteLength, rowBytes, segments, blocksPerSegment, buffers: allocations.map((a) => a.buffer), allocations, host };
+}
+
+/** @throws MlaError invalid-argument when the buffer is too small or lacks a usage */
+export function adopted(spec: TensorSpec, buffer: GPUBuffer): Storage {
+  const byteLength = elementCount(spec.shape) * elementBytes(spec.dtype);
+  const needed = 0x80 | 0x04; // STORAGE | COPY_SRC
+  if (typeof buffer?.size !== 'number' || buffer.size < byteLength || (buffer.usage & needed) !== needed) {
+    throw new MlaError('invalid-argument', 'GPUBuffer does not hold the tensor', {
+      argument: 'gpuBuffer', expected: `${byteLength} B with usage STORAGE | COPY_SRC`, got: `${buffer?.size} B with usage ${buffer?.usage}`,
+    });
+  }
+  return {
+    spec, byteLength, rowBytes: byteLength / (spec.shape[0] ?? 1), segments: 1, blocksPerSegment: ONE_SEGMENT,
+    buffers: [buffer], allocations: [], host: undefined,
+  };
+}
+
+/** The first thing the device refused of this tensor's allocations, if any. */
+export async function faultOf(storage: Storage): Promise<MlaError | undefined> {
+  for (const { fault } of storage.allocations) {
+    const error = await fault;
+    if (error) return error;
+  }
+  return undefined;
+}

@@ -1,0 +1,75 @@
+/** Device time of compute passes: timestamp queries where the device has them, else wall time until the queue is idle. */
+import { MlaError } from '../errors.ts';
+import type { GpuContext } from './device.ts';
+import type { DeviceMemory } from './memory.ts';
+
+const PASSES = 2048; // two queries each: WebGPU's query sets hold 4096
+
+export class Timer {
+  readonly #gpu: GpuContext;
+  readonly #memory: DeviceMemory;
+  #queries: GPUQuerySet | undefined;
+  #resolve: GPUBuffer | undefined;
+  #passes = -1; // negative: not measuring
+  #start = 0;
+
+  constructor(gpu: GpuContext, memory: DeviceMemory) {
+    this.#gpu = gpu;
+    this.#memory = memory;
+  }
+
+  get #onDevice(): boolean {
+    return this.#gpu.features.includes('timestamp-query');
+  }
+
+  async begin(): Promise<void> {
+    if (this.#passes >= 0) throw new MlaError('invalid-argument', 'a measurement is under way', { argument: 'time', fix: 'Measure one thing at a time' });
+    this.#passes = 0;
+    if (this.#onDevice) {
+      const { device } = this.#gpu;
+      this.#queries ??= device.createQuerySet({ label: 'timer', type: 'timestamp', count: 2 * PASSES });
+      this.#resolve ??= device.createBuffer({ label: 'timer', size: 16 * PASSES, usage: 0x200 | 0x04 /* QUERY_RESOLVE | COPY_SRC */ });
+    } else {
+      await this.#gpu.device.queue.onSubmittedWorkDone();
+      this.#start = performance.now();
+    }
+  }
+
+  /** What a pass adds to its descriptor. */
+  pass(): { timestampWrites?: GPUComputePassTimestampWrites } {
+    if (this.#passes < 0 || !this.#queries) return {};
+    if (this.#passes === PASSES) {
+      throw new MlaError('limit-exceeded', 'too many calls in one measurement', { argument: 'time', expected: `at most ${PASSES}`, got: 'more' });
+    }
+    const at = 2 * this.#passes++;
+    return { timestampWrites: { querySet: this.#queries, beginningOfPassWriteIndex: at, endOfPassWriteIndex: at + 1 } };
+  }
+
+  async end(): Promise<{ ms: number; source: 'device' | 'wall' }> {
+    const passes = this.#passes;
+    this.#passes = -1;
+    const { device } = this.#gpu;
+    if (!this.#queries) {
+      await this.#gpu.settle(device.queue.onSubmittedWorkDone());
+      return { ms: performance.now() - this.#start, source: 'wall' };
+    }
+    if (passes === 0) return { ms: 0, source: 'device' };
+    const staging = this.#memory.staging(16 * passes);
+    const encoder = device.createCommandEncoder({ label: 'timer' });
+    encoder.resolveQuerySet(this.#queries, 0, 2 * passes, this.#resolve!, 0);
+    encoder.copyBufferToBuffer(this.#resolve!, 0, staging.buffer, 0, 16 * passes);
+    device.queue.submit([encoder.finish()]);
+    await this.#gpu.settle(staging.buffer.mapAsync(1 /* READ */, 0, 16 * passes));
+    const times = new BigUint64Array(staging.buffer.getMappedRange(0, 16 * passes));
+    let nanoseconds = 0;
+    for (let i = 0; i < passes; i++) nanoseconds += Number(times[2 * i + 1]! - times[2 * i]!);
+    staging.buffer.unmap();
+    this.#memory.release(staging);
+    return { ms: nanoseconds / 1e6, source: 'device' };
+  }
+
+  destroy(): void {
+    this.#queries?.destroy();
+    this.#resolve?.destroy();
+  }
+}

@@ -1,0 +1,40 @@
+/** Builds: `vite build` the library, `vite build --mode demo` the site. Tests: vitest reads `test` here. */
+import { builtinModules } from 'node:module';
+import { defineConfig } from 'vitest/config';
+
+const library = {
+  build: {
+    target: 'es2022',
+    outDir: 'dist',
+    emptyOutDir: true,
+    minify: false,
+    sourcemap: true,
+    lib: {
+      entry: { index: 'src/index.ts', node: 'src/node.ts', worker: 'src/worker/index.ts', cli: 'src/cli/main.ts' },
+      formats: ['es' as const],
+    },
+    rollupOptions: {
+      // What a user installs, or Node brings; everything else is bundled.
+      external: [/^node:/, ...builtinModules, 'webgpu', 'koffi', 'comlink'],
+      output: { chunkFileNames: 'chunks/[name]-[hash].js' },
+    },
+  },
+};
+
+const demo = {
+  root: 'demo',
+  base: './',
+  build: { target: 'es2022', outDir: '../dist/demo', emptyOutDir: true },
+  worker: { format: 'es' as const },
+};
+
+export default defineConfig(({ mode }) => ({
+  ...(mode === 'demo' ? demo : library),
+  test: {
+    include: ['test/**/*.test.ts'],
+    // Suites share two cores and one software adapter each: side by side they only slow each other.
+    fileParallelism: false,
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
+  },
+}));
