@@ -21,7 +21,7 @@ export async function openBackend(candidates: readonly Candidate[], wanted: Back
     }
     throw new MlaError('backend-unavailable', `backend ${wanted} does not exist here`, {
       argument: 'backend', expected: candidates.map((c) => c.backend).join(', '), got: wanted,
-      fix: wanted === 'cuda' ? 'It runs in Node: import flashmla-web/node' : 'Use another backend',
+      fix: wanted === 'cuda' ? 'It needs Node (flashmla-web/node), an NVIDIA driver and a Hopper GPU' : 'Use another backend',
     });
   }
   const passed: string[] = [];

@@ -99,7 +99,10 @@ export function describe(value: unknown): string {
   if (typeof value === 'number' || typeof value === 'boolean' || typeof value === 'undefined') return String(value);
   if (typeof value === 'bigint') return `${value}n`;
   if (typeof value === 'function') return 'a function';
-  if (Array.isArray(value)) return value.length > 8 ? `an array of ${value.length}` : `[${value.map(describe).join(', ')}]`;
+  if (Array.isArray(value)) {
+    // One level deep: what came may be nested without end.
+    return value.length > 8 ? `an array of ${value.length}` : `[${value.map((v) => (Array.isArray(v) ? `an array of ${v.length}` : describe(v))).join(', ')}]`;
+  }
   if (ArrayBuffer.isView(value)) return `${value.constructor.name} of ${(value as Uint8Array).length ?? value.byteLength}`;
   return `an object (${(value as object).constructor?.name ?? 'no prototype'})`;
 }

@@ -23,12 +23,29 @@ export async function nodeGpu(dawn: readonly string[] = []): Promise<GPU> {
   const key = dawn.join(' ');
   let gpu = gpus.get(key);
   if (!gpu) {
+    checkVulkanLoader();
     const { create, globals } = await importWebGpu();
     for (const [name, value] of Object.entries(globals)) if (!(name in globalThis)) Object.assign(globalThis, { [name]: value });
     gpu = create([...dawn]);
     gpus.set(key, gpu);
   }
   return gpu;
+}
+
+/**
+ * On Linux Dawn reaches GPUs through Vulkan's loader only, and writes to stderr when there is none: said here instead.
+ * Loading it as an addon always fails, with one message when the file is missing and another when it is there.
+ */
+function checkVulkanLoader(): void {
+  if (process.platform !== 'linux') return;
+  try {
+    process.dlopen({ exports: {} }, 'libvulkan.so.1');
+  } catch (cause) {
+    if (!/cannot open shared object file/.test((cause as Error).message)) return;
+    throw new MlaError('backend-unavailable', 'the Vulkan loader is not installed', {
+      argument: 'backend', expected: 'libvulkan.so.1', got: 'no such file', fix: 'Install the GPU driver and the package libvulkan1 (vulkan-loader)', cause,
+    });
+  }
 }
 
 const gpus = new Map<string, GPU>();
@@ -86,7 +103,8 @@ export async function listBackends(options: NodeCreateOptions = {}): Promise<Bac
       const opened = await open('');
       const { device, tier, features, limits, software } = opened.info;
       await opened.destroy();
-      reports.push({ backend, available: true, reason: 'works', device, ...(tier === undefined ? {} : { tier }), features, limits, software });
+      const why = tier === undefined ? 'works' : `works; tier ${tier}: core WebGPU only, the only tier there is`;
+      reports.push({ backend, available: true, reason: why, device, ...(tier === undefined ? {} : { tier }), features, limits, software });
     } catch (error) {
       reports.push({ backend, available: false, reason: (error as Error).message });
     }

@@ -57,6 +57,7 @@ export function* decode(op: DecodeOp, memory: DecodeMemory): Generator<void, voi
             scores[t] = score;
             if (!(score <= most)) most = score; // NaN wins, and stays
           }
+          if (most === -Infinity) continue; // Every key seen so far weighs nothing.
           const acc = output.subarray(r * dV, (r + 1) * dV);
           const rescale = Math.exp(highest[r]! - most);
           if (rescale !== 1) for (let d = 0; d < dV; d++) acc[d]! *= rescale;

@@ -11,9 +11,15 @@ export interface DeviceOptions {
   /** The caller's device. It is used as it is and never destroyed. */
   readonly device?: GPUDevice;
   readonly powerPreference?: GPUPowerPreference;
+  /** Kernel tier to use; the best that works here when absent. */
+  readonly tier?: Tier;
   /** 'adapter' (default) asks for all that the adapter has; 'default' keeps to WebGPU's defaults, as a page must that cannot choose. */
   readonly limits?: 'adapter' | 'default';
 }
+
+/** Kernel tiers: `base` needs core WebGPU only. */
+export type Tier = 'base';
+const TIERS: readonly Tier[] = ['base'];
 
 const LIMITS = [
   'maxStorageBufferBindingSize', 'maxBufferSize', 'maxStorageBuffersPerShaderStage', 'maxComputeWorkgroupStorageSize',
@@ -124,6 +130,9 @@ function readLimits(limits: GPUSupportedLimits): KernelLimits {
 
 /** @throws MlaError backend-unavailable (no WebGPU, no adapter, no device), invalid-argument, device-lost */
 export async function openDevice(options: DeviceOptions): Promise<GpuContext> {
+  if (options.tier !== undefined && !TIERS.includes(options.tier)) {
+    throw new MlaError('invalid-argument', 'no such kernel tier', { argument: 'tier', expected: TIERS.join(', '), got: describe(options.tier) });
+  }
   if (options.device) {
     const { device } = options;
     if (typeof device.createBuffer !== 'function') {

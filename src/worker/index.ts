@@ -16,7 +16,7 @@ import type { MemoryStats, Mla, MlaInfo } from '../mla.ts';
 export type WorkerLike = Pick<Endpoint, 'postMessage'> & ({ addEventListener: Endpoint['addEventListener'] } | { on(event: string, listener: (value: never) => void): unknown });
 
 /** Options that survive `postMessage`: no devices or adapters. */
-export type WorkerOptions = Pick<CreateOptions, 'backend' | 'powerPreference' | 'limits'>;
+export type WorkerOptions = Pick<CreateOptions, 'backend' | 'powerPreference' | 'limits' | 'tier'>;
 
 /** An outcome as data: errors keep their type across threads. */
 type Outcome<T> = { value: T } | { error: MlaErrorData };

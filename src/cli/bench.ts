@@ -1,0 +1,170 @@
+/** `flashmla-web bench`: time, TFLOP/s and GB/s of decode shapes. */
+import { readFile } from 'node:fs/promises';
+import { MlaError } from '../errors.ts';
+import type { Mla, MlaInfo } from '../mla.ts';
+import { openMla, type Context, type MlaChoice } from './context.ts';
+import { EXIT_FAILED, oneLine, readError, usageError } from './failure.ts';
+import { measure, type Measurement } from './measure.ts';
+import { MLA_OPTIONS, Options } from './options.ts';
+import { checkOutput, writeOutput } from './output-file.ts';
+import { plotSvg } from './plot-svg.ts';
+import { progress } from './progress.ts';
+import { BUILT_IN_SHAPES, parseShapes, type BenchShape } from './shapes.ts';
+import { figure } from './stats.ts';
+import { table } from './table.ts';
+
+export const BENCH_USAGE = `Usage: flashmla-web bench [options]
+
+      --shapes FILE       shapes to run, as in bench/shapes.json; a short list when absent
+      --only REGEX        only shapes whose name matches
+      --runs N            runs a shape, of which the median counts; 15 when absent
+      --check             compare sampled rows with attention in double precision
+      --json FILE         write the figures as JSON
+      --plot FILE         write them as a chart (SVG)
+      --backend NAME      auto (default), cuda, webgpu or cpu
+      --tier NAME         webgpu: kernel tier
+
+The device's cache is flushed before each run. Times are the device's own where it has timestamps, else wall time.
+Data are random, the same every time. Exit status: 0 done, 2 bad input, 1 when a shape failed or its check did.
+`;
+
+const SEED = 20260;
+
+/** A shape that did not run, and why. */
+export interface BenchFailure {
+  readonly name: string;
+  readonly code: string;
+  readonly message: string;
+}
+
+export interface BenchReport {
+  readonly device: string;
+  readonly backend: string;
+  readonly tier: string | null;
+  readonly reason: string;
+  /** Where times come from; null when no shape ran. */
+  readonly source: 'device' | 'wall' | null;
+  readonly runs: number;
+  readonly results: readonly Measurement[];
+  readonly failures: readonly BenchFailure[];
+}
+
+/** @throws MlaError */
+export async function bench(args: readonly string[], context: Context): Promise<number> {
+  const options = new Options(args, {
+    ...MLA_OPTIONS,
+    shapes: { type: 'string' },
+    only: { type: 'string' },
+    runs: { type: 'string' },
+    check: { type: 'boolean' },
+    json: { type: 'string' },
+    plot: { type: 'string' },
+  });
+  if (options.flag('help')) {
+    context.stdout.write(BENCH_USAGE);
+    return 0;
+  }
+  if (options.positionals.length > 0) throw usageError('takes no arguments', 'bench', 'options', options.positionals.join(' '));
+  const choice = options.mla();
+  const runs = options.integer('runs', 1) ?? 15;
+  const shapes = await readShapes(options.text('shapes'), options.pattern('only'));
+  const [json, plot] = [options.text('json'), options.text('plot')];
+  if (json !== undefined) await checkOutput(json, '--json');
+  if (plot !== undefined) await checkOutput(plot, '--plot');
+
+  const report = await runShapes(shapes, { runs, check: options.flag('check') }, choice, context);
+  context.stdout.write(textReport(report));
+  if (json !== undefined) await writeText(json, `${JSON.stringify(report, null, 1)}\n`);
+  if (plot !== undefined) await writeText(plot, chart(report, shapes));
+  const unchecked = report.results.some((result) => result.check?.ok === false);
+  return report.failures.length > 0 || unchecked ? EXIT_FAILED : 0;
+}
+
+async function readShapes(file: string | undefined, only: RegExp | undefined): Promise<readonly BenchShape[]> {
+  let shapes = BUILT_IN_SHAPES;
+  if (file !== undefined) {
+    const json = await readFile(file, 'utf8').catch((cause: unknown) => {
+      throw readError(file, cause);
+    });
+    shapes = parseShapes(json, file);
+  }
+  const chosen = only === undefined ? shapes : shapes.filter((shape) => only.test(shape.name));
+  if (chosen.length === 0) {
+    throw usageError('matches no shape', '--only', `one of ${shapes.map((shape) => shape.name).join(', ')}`, String(only));
+  }
+  return chosen;
+}
+
+/** Every shape in turn. One that fails is noted and does not keep the others from running. */
+async function runShapes(
+  shapes: readonly BenchShape[], { runs, check }: { runs: number; check: boolean }, choice: MlaChoice, context: Context,
+): Promise<BenchReport> {
+  const results: Measurement[] = [];
+  const failures: BenchFailure[] = [];
+  let mla: Mla = await openMla(context, choice);
+  const info: MlaInfo = mla.info;
+  const bar = progress(context.stderr, shapes.length * runs);
+  try {
+    for (const shape of shapes) {
+      bar.label(shape.name);
+      let done = 0;
+      const onRun = (): void => {
+        done++;
+        bar.advance();
+      };
+      try {
+        results.push(await measure(mla, shape, { runs, check, seed: SEED, onRun }));
+      } catch (error) {
+        const code = error instanceof MlaError ? error.code : 'internal';
+        failures.push({ name: shape.name, code, message: oneLine(error) });
+        bar.advance(runs - done);
+        // A lost device takes its shape with it, not the shapes to come.
+        if (code === 'device-lost' && shape !== shapes.at(-1)) {
+          await mla.destroy();
+          mla = await openMla(context, choice);
+        }
+      }
+    }
+  } finally {
+    bar.stop();
+    await mla.destroy();
+  }
+  return {
+    device: info.device, backend: info.backend, tier: info.tier ?? null, reason: info.reason,
+    source: results[0]?.source ?? null, runs, results, failures,
+  };
+}
+
+function textReport({ results, failures, ...report }: BenchReport): string {
+  const checked = results.some((result) => result.check !== undefined);
+  const columns = [
+    { title: 'shape', align: 'left' }, { title: 'ms', align: 'right' }, { title: 'TFLOP/s', align: 'right' },
+    { title: 'GB/s', align: 'right' }, ...(checked ? [{ title: 'check', align: 'left' } as const] : []),
+  ] as const;
+  const rows = results.map(({ name, ms, tflops, GBps, check }) => [name, figure(ms, 4), figure(tflops), figure(GBps), check === undefined ? '' : check.ok ? 'ok' : `FAILED: ${check.fault}`]);
+  const failed = failures.map(({ name, code, message }) => `${name}: not run (${code}): ${message}\n`).join('');
+  return `${heading(report)}\n${results.length === 0 ? '' : table(columns, rows)}${failed}`;
+}
+
+function heading({ device, backend, tier, source, runs }: Omit<BenchReport, 'results' | 'failures'>): string {
+  const time = source === null ? '' : `; ${source} time, median of ${runs}, cache flushed`;
+  return `${device} (${backend}${tier === null ? '' : `, ${tier} tier`})${time}`;
+}
+
+function chart(report: BenchReport, shapes: readonly BenchShape[]): string {
+  const byName = new Map(report.results.map((result) => [result.name, result]));
+  const { device, backend, tier, source, runs } = report;
+  return plotSvg({
+    title: `MLA decode on ${device}`,
+    subtitle: [`backend ${backend}`, ...(tier === null ? [] : [`${tier} tier`]), `median of ${runs} runs`, 'cache flushed before each', ...(source === null ? [] : [`${source} time`])].join(', '),
+    panels: [{ label: 'ms', better: 'lower' }, { label: 'TFLOP/s', better: 'higher' }, { label: 'GB/s', better: 'higher' }],
+    rows: shapes.map(({ name }) => {
+      const result = byName.get(name);
+      return result ? { name, values: [result.ms, result.tflops, result.GBps] } : { name, values: [], note: 'did not run' };
+    }),
+  });
+}
+
+function writeText(path: string, text: string): Promise<void> {
+  return writeOutput(path, [new TextEncoder().encode(text)]);
+}
