@@ -58,6 +58,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     if (s0 + thread < splits) {
       let l = partial_lse(partial_row(seq, first_part, s0 + thread, rows, row));
       weights[thread] = select(exp2(l - highest), 0.0, l == LOWEST);
+      if (is_nan(l)) { weights[thread] = l; }
     }
     workgroupBarrier();
     let count = min(THREADS, splits - s0);
@@ -87,6 +88,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
   }
   if (thread == 0u) {
-    lse[seq * rows + head * s_q + token] = select(bitcast<u32>((highest + log2(sum)) * LN_2), POSITIVE_INFINITY, empty);
+    lse[seq * rows + head * s_q + token] = lse_bits(highest, sum);
   }
 }

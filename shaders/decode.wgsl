@@ -141,13 +141,22 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       }
       workgroupBarrier();
 
+      // Keys that only some rows see: what is not a number in their V must not reach the others, since 0 * NaN is NaN.
+      // It reaches the rows that see them through the scores.
+      if (causal && token0 + TOKENS > length - min(length, s_q - 1u)) {
+        for (var i = thread; i < TOKENS * V_CHUNKS; i += THREADS) {
+          let at = (i / V_CHUNKS) * KV_STRIDE + i % V_CHUNKS;
+          kv_tile[at] = finite_or_zero(kv_tile[at]);
+        }
+      }
+
       // softmax
       if (p_active) {
         var highest = vec4<f32>(running_max);
         for (var i = 0u; i < QUADS; i++) { highest = max(highest, scores[p_row * QUADS + i]); }
         let row_highest = max(max(highest.x, highest.y), max(highest.z, highest.w));
         let factor = exp2(running_max - row_highest);
-        let p = select(vec4<f32>(), exp2(score - row_highest), visible);
+        let p = select(vec4<f32>(), exp2_or_nan(score - row_highest), visible);
         running_max = row_highest;
         running_sum = running_sum * factor + p.x + p.y + p.z + p.w;
         probs[thread] = p;
@@ -201,17 +210,18 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let inverse = select(1.0 / sum, 0.0, empty);
         let even = even_$r * inverse;
         let odd = odd_$r * inverse;
-        let lse_log2 = row_max[o_row + $ru] + log2(sum);
         if (is_split) {
           let at = partial * (rows * h_kv) + head_kv * rows + row;
           partials[at * (V_CHUNKS * 2u) + o_chunk * 2u] = even;
           partials[at * (V_CHUNKS * 2u) + o_chunk * 2u + 1u] = odd;
-          // A partial without visible keys weighs nothing in the merge.
-          if (o_chunk == 0u) { partials[plan[PLAN_LSE_AT] + at] = vec4<f32>(select(lse_log2, LOWEST, empty), 0.0, 0.0, 0.0); }
+          // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
+          var lse_log2 = select(row_max[o_row + $ru] + log2(sum), LOWEST, empty);
+          if (is_nan(sum)) { lse_log2 = sum; }
+          if (o_chunk == 0u) { partials[plan[PLAN_LSE_AT] + at] = vec4<f32>(lse_log2, 0.0, 0.0, 0.0); }
         } else {
           out[(seq * rows * h_kv + query_row(row, head_kv, group, h_kv)) * V_CHUNKS + o_chunk] = pack(even, odd);
           if (o_chunk == 0u) {
-            lse[(seq * h_kv + head_kv) * rows + (row % group) * s_q + row / group] = select(bitcast<u32>(lse_log2 * LN_2), POSITIVE_INFINITY, empty);
+            lse[(seq * h_kv + head_kv) * rows + (row % group) * s_q + row / group] = lse_bits(row_max[o_row + $ru], sum);
           }
         }
       }

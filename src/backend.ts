@@ -75,7 +75,8 @@ export interface Backend {
   adopt?(spec: TensorSpec, buffer: GPUBuffer): void;
   /** The elements as stored. Waits for the work that produces them. */
   read(id: TensorId): Promise<ArrayBuffer>;
-  release(id: TensorId): Sync<void>;
+  /** `discard`: the memory is not kept for reuse. */
+  release(id: TensorId, discard?: boolean): Sync<void>;
   decode(op: DecodeOp): Sync<void>;
   append(op: AppendOp): Sync<void>;
   copyBlocks(op: CopyBlocksOp): Sync<void>;

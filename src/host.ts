@@ -156,8 +156,8 @@ export class MlaHost implements Mla {
     return id;
   }
 
-  #onTensorDestroy = (tensor: DeviceTensor): void => {
-    if (!this.#destroyed) void Promise.resolve(this.#backend.release(tensor.id)).catch(() => undefined);
+  #onTensorDestroy = (tensor: DeviceTensor, discard: boolean): void => {
+    if (!this.#destroyed) void Promise.resolve(this.#backend.release(tensor.id, discard)).catch(() => undefined);
   };
 
   #create(dtype: DType, shape: readonly number[], data?: HostData, transfer?: boolean): DeviceTensor {

@@ -24,7 +24,15 @@ export interface CacheDevice {
 
 interface Sequence {
   length: number;
-  readonly blocks: number[];
+  blocks: number[];
+}
+
+/** What a plan was made for: it is good while these sequences still hold its tokens. */
+interface Reservation {
+  readonly id: SequenceId;
+  readonly entry: Sequence;
+  readonly from: number;
+  readonly count: number;
 }
 
 export class PagedCache implements PagedKvCache {
@@ -39,6 +47,7 @@ export class PagedCache implements PagedKvCache {
   readonly #pool: BlockPool;
   readonly #layers: DeviceTensor[] = [];
   readonly #sequences = new Map<SequenceId, Sequence>();
+  readonly #reservations = new WeakMap<AppendPlan, readonly Reservation[]>();
   #nextSequence: SequenceId = 0;
   #destroyed = false;
 
@@ -72,7 +81,7 @@ export class PagedCache implements PagedKvCache {
     try {
       for (let i = 0; i < numLayers; i++) this.#layers.push(device.create(dtype, [numBlocks, blockSize, numHeadsK, headDim]));
     } catch (error) {
-      for (const layer of this.#layers) layer.destroy();
+      for (const layer of this.#layers) layer.discard();
       throw error;
     }
   }
@@ -132,8 +141,8 @@ export class PagedCache implements PagedKvCache {
     return plan;
   }
 
-  /** The part of `reserve` that must happen at the call, so that calls take effect in call order. */
-  #reserve({ sequences, counts }: AppendArgs): { plan: AppendPlan; copied: Promise<unknown> } {
+  /** @throws MlaError unless there is one count >= 0 a sequence */
+  #checkedCounts({ sequences, counts }: AppendArgs): Sequence[] {
     this.#checkAlive();
     const entries = this.#distinct(sequences);
     if (!Array.isArray(counts) || counts.length !== sequences.length) {
@@ -145,24 +154,39 @@ export class PagedCache implements PagedKvCache {
       }
     });
 
-    // Two passes, so that a refusal changes nothing. The last block is copied when others hold it and it will be written to.
-    const copiesTail = (entry: Sequence, count: number, released: Map<number, number>): boolean => {
-      const tail = entry.blocks[entry.blocks.length - 1];
-      if (count === 0 || entry.length % this.blockSize === 0 || tail === undefined) return false;
-      const holders = this.#pool.references(tail) - (released.get(tail) ?? 0);
-      if (holders > 1) released.set(tail, (released.get(tail) ?? 0) + 1);
-      return holders > 1;
-    };
-    const released = new Map<number, number>();
-    let needed = 0;
-    const copies = entries.map((entry, i) => {
-      needed += Math.ceil((entry.length + counts[i]!) / this.blockSize) - entry.blocks.length;
-      const copy = copiesTail(entry, counts[i]!, released);
-      if (copy) needed++;
-      return copy;
+    return entries;
+  }
+
+  /** Blocks that the tokens need, and which sequences must copy their last block: others hold it and it will be written to. */
+  #demand(entries: readonly Sequence[], counts: readonly number[]): { blocks: number; copies: boolean[] } {
+    const released = new Map<number, number>(); // holds on a block that copies before this one give up
+    let blocks = 0;
+    const copies = entries.map(({ length, blocks: held }, i) => {
+      blocks += Math.ceil((length + counts[i]!) / this.blockSize) - held.length;
+      const tail = held[held.length - 1];
+      if (counts[i] === 0 || length % this.blockSize === 0 || tail === undefined) return false;
+      const given = released.get(tail) ?? 0;
+      if (this.#pool.references(tail) - given < 2) return false;
+      released.set(tail, given + 1);
+      blocks++;
+      return true;
     });
+    return { blocks, copies };
+  }
+
+  /**
+   * The part of `reserve` that must happen at the call, so that calls take effect in call order. `then` runs once blocks
+   * are taken and copied; when it throws, or the device refuses the copies, everything is as before.
+   */
+  #reserve(args: AppendArgs, then?: (plan: AppendPlan) => void): { plan: AppendPlan; copied: Promise<unknown> } {
+    const entries = this.#checkedCounts(args);
+    const { sequences, counts } = args;
+
+    // Counted first, so that a refusal changes nothing.
+    const { blocks: needed, copies } = this.#demand(entries, counts);
     this.#pool.checkRoom(needed);
 
+    const before = entries.map(({ length, blocks }) => ({ length, blocks: [...blocks] }));
     const tokens = counts.reduce((n, c) => n + c, 0);
     const slots = new Int32Array(tokens);
     const pairs: number[] = [];
@@ -183,27 +207,32 @@ export class PagedCache implements PagedKvCache {
       }
       entry.length += counts[i]!;
     });
-    const blockElements = this.blockSize * this.numHeadsK * this.headDim;
-    const copied = pairs.length === 0 ? [] : this.#layers.map((layer) => this.#device.copyBlocks({ kvCache: layer.id, pairs: Int32Array.from(pairs), blockElements }));
-    return { plan: { slots, tokens }, copied: Promise.all(copied) };
+    const plan: AppendPlan = { slots, tokens };
+    this.#reservations.set(plan, entries.map((entry, i) => ({ id: sequences[i]!, entry, from: before[i]!.length, count: counts[i]! })));
+    try {
+      const blockElements = this.blockSize * this.numHeadsK * this.headDim;
+      const copied = pairs.length === 0 ? [] : this.#layers.map((layer) => this.#device.copyBlocks({ kvCache: layer.id, pairs: Int32Array.from(pairs), blockElements }));
+      then?.(plan);
+      return { plan, copied: Promise.all(copied) };
+    } catch (error) {
+      entries.forEach((entry, i) => this.#restore(entry, before[i]!));
+      throw error;
+    }
+  }
+
+  /** Takes a sequence back to what it was before a reservation. */
+  #restore(entry: Sequence, before: Sequence): void {
+    for (const block of before.blocks) this.#pool.retain(block);
+    for (const block of entry.blocks) this.#pool.release(block);
+    entry.length = before.length;
+    entry.blocks = before.blocks;
   }
 
   async write(plan: AppendPlan, { latent, rope, layer = 0 }: { latent: TensorInput; rope?: TensorInput; layer?: number }): Promise<void> {
     const pool = this.#layer(layer);
-    const { slots, tokens } = plan;
-    this.#checkSlots(slots, tokens);
-    if (tokens === 0) return;
-    const [latentRows, ropeRows] = this.#checkedRows(latent, rope, tokens);
-    const rows = this.#device.borrow(latentRows, 'latent');
-    const rotary = ropeRows === undefined ? undefined : this.#device.borrow(ropeRows, 'rope');
-    try {
-      await this.#device.append({
-        kvCache: pool.id, latent: rows.tensor.id, rope: rotary?.tensor.id, slots, tokens, dtype: this.dtype,
-        hKv: this.numHeadsK, dQk: this.headDim, dV: this.headDimV, blockSize: this.blockSize,
-      });
-    } finally {
-      for (const used of [rows, rotary]) if (used?.temporary) used.tensor.destroy();
-    }
+    this.#checkPlan(plan);
+    if (plan.tokens === 0) return;
+    await this.#borrowed(latent, rope, plan.tokens, (rows, rotary) => this.#write(plan, pool, rows, rotary));
   }
 
   async append({ sequences, counts, latent, rope }: AppendArgs & { latent: TensorInput; rope?: TensorInput }): Promise<void> {
@@ -211,11 +240,41 @@ export class PagedCache implements PagedKvCache {
     if (this.numLayers !== 1) {
       throw new MlaError('invalid-argument', 'append is for caches of one layer', { argument: 'numLayers', expected: '1', got: String(this.numLayers), fix: 'Call reserve once, then write for every layer' });
     }
-    // Data is checked against the counts before any block is taken.
-    const tokens = Array.isArray(counts) ? counts.reduce((n: number, c) => n + c, 0) : 0;
-    if (tokens > 0) this.#checkedRows(latent, rope, tokens);
-    const { plan, copied } = this.#reserve({ sequences, counts });
-    await Promise.all([copied, this.write(plan, rope === undefined ? { latent } : { latent, rope })]);
+    const entries = this.#checkedCounts({ sequences, counts });
+    this.#pool.checkRoom(this.#demand(entries, counts).blocks);
+    const tokens = counts.reduce((n, c) => n + c, 0);
+    if (tokens === 0) return;
+    // Everything that can be refused comes before blocks are taken, or takes them back.
+    await this.#borrowed(latent, rope, tokens, (rows, rotary) => {
+      let written: void | Promise<void> = undefined;
+      const { copied } = this.#reserve({ sequences, counts }, (plan) => {
+        written = this.#write(plan, this.#layers[0]!, rows, rotary);
+      });
+      return Promise.all([copied, written]);
+    });
+  }
+
+  #write({ slots, tokens }: AppendPlan, pool: DeviceTensor, rows: DeviceTensor, rotary: DeviceTensor | undefined): void | Promise<void> {
+    return this.#device.append({
+      kvCache: pool.id, latent: rows.id, rope: rotary?.id, slots, tokens, dtype: this.dtype,
+      hKv: this.numHeadsK, dQk: this.headDim, dV: this.headDimV, blockSize: this.blockSize,
+    });
+  }
+
+  /** Runs `use` on the rows as device tensors, and gives back those that were made for it. */
+  async #borrowed(latent: TensorInput, rope: TensorInput | undefined, tokens: number, use: (rows: DeviceTensor, rotary: DeviceTensor | undefined) => unknown): Promise<void> {
+    const [latentRows, ropeRows] = this.#checkedRows(latent, rope, tokens);
+    const held: { tensor: DeviceTensor; temporary: boolean }[] = [];
+    const borrow = (input: TensorInput, name: string): DeviceTensor => {
+      const one = this.#device.borrow(input, name);
+      held.push(one);
+      return one.tensor;
+    };
+    try {
+      await use(borrow(latentRows, 'latent'), ropeRows === undefined ? undefined : borrow(ropeRows, 'rope'));
+    } finally {
+      for (const { tensor, temporary } of held) if (temporary) tensor.destroy();
+    }
   }
 
   blockTable(sequences: readonly SequenceId[]): HostTensor & { readonly data: Int32Array } {
@@ -246,7 +305,7 @@ export class PagedCache implements PagedKvCache {
     if (this.#destroyed) return;
     this.#destroyed = true;
     this.#sequences.clear();
-    for (const layer of this.#layers) layer.destroy();
+    for (const layer of this.#layers) layer.discard();
     this.#device.onDestroy(this);
   }
 
@@ -279,16 +338,22 @@ export class PagedCache implements PagedKvCache {
     return entries;
   }
 
-  #checkSlots(slots: unknown, tokens: number): asserts slots is Int32Array {
-    if (!(slots instanceof Int32Array) || slots.length !== tokens) {
-      throw new MlaError('invalid-argument', 'not an append plan', { argument: 'plan', expected: 'the result of reserve', got: describe(slots) });
+  /** @throws MlaError unless `plan` came from `reserve` and its sequences still hold its tokens, alone */
+  #checkPlan(plan: AppendPlan): void {
+    const reservations = typeof plan === 'object' && plan !== null ? this.#reservations.get(plan) : undefined;
+    if (!reservations) {
+      throw new MlaError('invalid-argument', 'not an append plan of this cache', { argument: 'plan', expected: 'the result of reserve', got: describe(plan) });
     }
-    for (let i = 0; i < slots.length; i++) {
-      const block = Math.floor(slots[i]! / this.blockSize);
-      if (slots[i]! < 0 || block >= this.numBlocks || this.#pool.references(block) !== 1) {
-        throw new MlaError('out-of-range', 'slot not reserved for one sequence', {
-          argument: `plan.slots[${i}]`, expected: 'a slot of a block that one sequence holds', got: String(slots[i]), fix: 'Write a plan before its sequences are forked or freed',
-        });
+    let next = 0;
+    for (const { id, entry, from, count } of reservations) {
+      for (let at = from; at < from + count; at++, next++) {
+        const block = entry.blocks[Math.floor(at / this.blockSize)];
+        const held = this.#sequences.get(id) === entry && at < entry.length && block !== undefined && this.#pool.references(block) === 1;
+        if (!held || plan.slots[next] !== block * this.blockSize + (at % this.blockSize)) {
+          throw new MlaError('out-of-range', 'the plan’s tokens are gone', {
+            argument: 'plan', expected: `token ${at} of sequence ${id}, held by it alone`, got: 'freed, truncated, forked or copied since', fix: 'Write a plan before its sequences change',
+          });
+        }
       }
     }
   }

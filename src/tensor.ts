@@ -5,6 +5,8 @@ import { decode16 } from './bf16.ts';
 import { MlaError, describe, shapeText } from './errors.ts';
 import type { DType, MlaTensor } from './mla.ts';
 
+type OnDestroy = (tensor: DeviceTensor, discard: boolean) => void;
+
 export class DeviceTensor implements MlaTensor {
   readonly dtype: DType;
   readonly shape: readonly number[];
@@ -17,9 +19,9 @@ export class DeviceTensor implements MlaTensor {
   /** Settles when the device has granted the memory. */
   readonly ready: Promise<void>;
   #destroyed = false;
-  readonly #onDestroy: ((tensor: DeviceTensor) => void) | undefined;
+  readonly #onDestroy: OnDestroy | undefined;
 
-  constructor(owner: Backend, spec: TensorSpec, rest: { ready?: Promise<void>; host?: Int32Array | undefined; onDestroy?: (tensor: DeviceTensor) => void }) {
+  constructor(owner: Backend, spec: TensorSpec, rest: { ready?: Promise<void>; host?: Int32Array | undefined; onDestroy?: OnDestroy }) {
     this.owner = owner;
     this.id = spec.id;
     this.dtype = spec.dtype;
@@ -48,9 +50,18 @@ export class DeviceTensor implements MlaTensor {
   }
 
   destroy(): void {
+    this.#end(false);
+  }
+
+  /** As `destroy`, for memory that will not be asked for again. */
+  discard(): void {
+    this.#end(true);
+  }
+
+  #end(discard: boolean): void {
     if (this.#destroyed) return;
     this.#destroyed = true;
-    this.#onDestroy?.(this);
+    this.#onDestroy?.(this, discard);
   }
 
   /** @throws MlaError destroyed */

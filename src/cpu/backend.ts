@@ -38,7 +38,9 @@ class CpuBackend implements Backend {
     try {
       memory = spec.dtype === 'f32' ? new Float32Array(count) : spec.dtype === 'i32' ? new Int32Array(count) : new Uint16Array(count);
     } catch (cause) {
-      throw new MlaError('out-of-memory', 'this process has no room for the tensor', { argument: 'shape', expected: 'less', got: `${count} elements`, cause });
+      throw new MlaError('out-of-memory', 'this process has no room for the tensor', {
+        argument: spec.shape.length === 4 ? 'numBlocks' : 'shape', expected: 'fewer elements', got: `${count} elements`, cause,
+      });
     }
     if (data instanceof Float32Array && memory instanceof Uint16Array) encode16(spec.dtype as 'bf16' | 'f16', data, memory);
     else if (data) memory.set(data);

@@ -10,7 +10,8 @@ import { decodeKernel } from './decode.ts';
 import { openDevice, type DeviceOptions, type GpuContext } from './device.ts';
 import { KernelCache, bindGroup, type Kernel } from './kernel.ts';
 import { DeviceMemory, type Allocation } from './memory.ts';
-import { makePlan, type Plan } from './plan.ts';
+import { makePlan, partialBytes, type Plan } from '../plan.ts';
+import { partsTarget } from '../schedule.ts';
 import { readStorage } from './readback.ts';
 import { adopted, allocate, type Storage } from './storage.ts';
 import { Timer } from './timer.ts';
@@ -71,11 +72,14 @@ class WebGpuBackend implements Backend {
     return readStorage(this.#gpu, this.#memory, this.#tensor(id));
   }
 
-  release(id: TensorId): void {
+  release(id: TensorId, discard = false): void {
     const storage = this.#tensors.get(id);
     if (!storage) return;
     this.#tensors.delete(id);
-    for (const allocation of storage.allocations) this.#memory.release(allocation);
+    for (const allocation of storage.allocations) {
+      if (discard) this.#memory.discard(allocation);
+      else this.#memory.release(allocation);
+    }
     for (const key of [...this.#plans.keys()]) if (key.startsWith(`${id}/`)) this.#dropPlan(key);
   }
 
@@ -96,7 +100,7 @@ class WebGpuBackend implements Backend {
     const decode = decodeKernel(this.#kernels, op, config, kv);
     const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
     const plan = this.#plan(op);
-    const partials = this.#partialsOf(plan.partialBytes);
+    const partials = this.#partialsOf(op, rows);
 
     const encoder = device.createCommandEncoder({ label: 'decode' });
     const pass = encoder.beginComputePass({ label: 'decode', ...this.#timer.pass() });
@@ -239,11 +243,17 @@ class WebGpuBackend implements Backend {
     return typeof data === 'number' ? this.#tensor(data).host! : data;
   }
 
-  /** Scratch for partial results; grows to the largest call seen. */
-  #partialsOf(bytes: number): GPUBuffer {
+  /**
+   * Scratch for partial results, as large as the most parts that this shape can be cut into, so that it does not grow
+   * as sequences do.
+   */
+  #partialsOf(op: DecodeOp, rows: number): GPUBuffer {
+    const parts = Math.max(op.metadata.parts, partsTarget(this.info.schedule, rows, op.hKv));
+    const bytes = partialBytes(parts, op);
     if (!this.#partials || this.#partials.buffer.size < bytes) {
       const larger = this.#memory.storage(bytes, 'partials');
-      if (this.#partials) this.#memory.release(this.#partials);
+      // Nothing else will ask for its size again.
+      if (this.#partials) this.#memory.discard(this.#partials);
       this.#partials = larger;
     }
     return this.#partials.buffer;

@@ -3,7 +3,7 @@ import type { DecodeOp } from '../backend.ts';
 import bf16Source from '../../shaders/bf16.wgsl?raw';
 import combineSource from '../../shaders/combine.wgsl?raw';
 import { constants, type Kernel, type KernelCache } from './kernel.ts';
-import { PLAN_LAYOUT } from './plan.ts';
+import { PLAN_LAYOUT } from '../plan.ts';
 
 const THREADS = 64;
 

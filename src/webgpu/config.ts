@@ -88,10 +88,13 @@ export function chooseDecodeConfig(problem: Pick<Problem, 'dQk' | 'dV'>, rows: n
 
 function complete({ rows, tokens, threads, rowTile }: Candidate, { dQk, dV }: Pick<Problem, 'dQk' | 'dV'>): DecodeConfig {
   const slices = (threads * rowTile * 4) / (rows * tokens);
+  // Rows of O a thread: a divisor of the tile, so that no thread's rows reach into the next one.
   const outGroups = Math.max(1, Math.floor(threads / (dV / 8)));
+  let outRows = Math.ceil(rows / outGroups);
+  while (rows % outRows !== 0) outRows++;
   // 16 bytes an entry: the KV step, slice sums, scores and probabilities; then two floats a row.
   const workgroupBytes = 16 * (tokens * kvStride(dQk) + (rows * tokens / 4) * (slices + 2)) + 8 * rows;
-  return { rows, tokens, threads, rowTile, slices, outRows: Math.ceil(rows / outGroups), workgroupBytes };
+  return { rows, tokens, threads, rowTile, slices, outRows, workgroupBytes };
 }
 
 /** Chunks between rows of the KV step: one more than a row has, against bank conflicts. */

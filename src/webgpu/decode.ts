@@ -4,7 +4,7 @@ import bf16Source from '../../shaders/bf16.wgsl?raw';
 import decodeSource from '../../shaders/decode.wgsl?raw';
 import { kvStride, type DecodeConfig, type Segmentation } from './config.ts';
 import { constants, kvBindings, loadKv, unroll, type Kernel, type KernelCache } from './kernel.ts';
-import { PLAN_LAYOUT } from './plan.ts';
+import { PLAN_LAYOUT } from '../plan.ts';
 
 /** Bindings: q, plan, partials, out, lse, then the cache's segments. */
 export function decodeKernel(kernels: KernelCache, op: DecodeOp, config: DecodeConfig, { segments, blocksPerSegment }: Segmentation): Kernel {

@@ -51,7 +51,7 @@ export class GpuContext {
     this.name = [info?.description || info?.device, info?.vendor, info?.architecture].filter(Boolean).join(', ') || 'unnamed WebGPU device';
     this.software = (info as { isFallbackAdapter?: boolean } | undefined)?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe/i.test(this.name);
     this.lost = device.lost.then((reason) => {
-      this.#error = new MlaError('device-lost', `the GPU device was lost (${reason.reason || 'unknown'}): ${reason.message || 'no message'}`, { fix: 'Make a new instance with createMla' });
+      this.#error ??= new MlaError('device-lost', `the GPU device was lost (${reason.reason || 'unknown'}): ${reason.message || 'no message'}`, { fix: 'Make a new instance with createMla' });
       throw this.#error;
     });
     this.lost.catch(() => undefined);

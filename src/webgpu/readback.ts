@@ -6,25 +6,28 @@ import { faultOf, type Storage } from './storage.ts';
 /** The elements as stored. Segments are laid end to end. @throws MlaError out-of-memory, device-lost */
 export async function readStorage(gpu: GpuContext, memory: DeviceMemory, storage: Storage): Promise<ArrayBuffer> {
   const { device } = gpu;
-  const fault = await faultOf(storage);
-  if (fault) throw fault;
   const result = new Uint8Array(storage.byteLength);
   const copies = storage.buffers.map((buffer, i) => {
     const at = i * storage.blocksPerSegment * storage.rowBytes;
     const bytes = Math.min(storage.byteLength - at, storage.blocksPerSegment * storage.rowBytes);
     const copied = Math.ceil(bytes / 4) * 4;
     const staging = memory.staging(copied);
-    const encoder = device.createCommandEncoder({ label: 'readback' });
-    encoder.copyBufferToBuffer(buffer, 0, staging.buffer, 0, copied);
-    device.queue.submit([encoder.finish()]);
-    const mapped = staging.buffer.mapAsync(1 /* READ */, 0, copied);
+    // At the call, not after a wait: what is enqueued later must not overtake it.
+    const { value: mapped, fault } = gpu.watch('reading back', () => {
+      const encoder = device.createCommandEncoder({ label: 'readback' });
+      encoder.copyBufferToBuffer(buffer, 0, staging.buffer, 0, copied);
+      device.queue.submit([encoder.finish()]);
+      return staging.buffer.mapAsync(1 /* READ */, 0, copied);
+    });
     mapped.catch(() => undefined);
-    return { at, bytes, copied, staging, mapped };
+    return { at, bytes, copied, staging, mapped, fault };
   });
   try {
-    for (const { at, bytes, copied, staging, mapped } of copies) {
-      const refused = await staging.fault;
-      if (refused) throw refused;
+    const refused = await faultOf(storage);
+    if (refused) throw refused;
+    for (const { at, bytes, copied, staging, mapped, fault } of copies) {
+      const failed = (await staging.fault) ?? (await fault);
+      if (failed) throw failed;
       await gpu.settle(mapped);
       result.set(new Uint8Array(staging.buffer.getMappedRange(0, copied), 0, bytes), at);
       staging.buffer.unmap();

@@ -13,7 +13,7 @@ import { createBackend, type CreateOptions } from '../index.ts';
 import type { MemoryStats, Mla, MlaInfo } from '../mla.ts';
 
 /** A Worker, a MessagePort, or Node's worker_threads.Worker or parentPort. */
-export type WorkerLike = Pick<Endpoint, 'postMessage'> & ({ addEventListener: Endpoint['addEventListener'] } | { on(event: string, listener: (value: never) => void): unknown });
+export type WorkerLike = { postMessage(message: never, transfer?: never): void } & ({ addEventListener: Endpoint['addEventListener'] } | { on(event: string, listener: (value: never) => void): unknown });
 
 /** Options that survive `postMessage`: no devices or adapters. */
 export type WorkerOptions = Pick<CreateOptions, 'backend' | 'powerPreference' | 'limits' | 'tier'>;
@@ -72,11 +72,18 @@ class RemoteBackend implements Backend {
   readonly #failed: Promise<never>;
   /** Why a tensor's creation failed over there: told again to whoever reads it. */
   readonly #faults = new Map<number, unknown>();
+  #close: (reason: MlaError) => void = () => undefined;
+  /** Rejects when this side is destroyed: answers that are still owed may not come. */
+  readonly #closed = new Promise<never>((_, reject) => {
+    this.#close = reject;
+  });
+  #gone = false;
 
   constructor(service: Remote<Service>, info: MlaInfo, failed: Promise<never>) {
     this.#service = service;
     this.info = info;
     this.#failed = failed;
+    this.#closed.catch(() => undefined);
   }
 
   async create(spec: TensorSpec, data?: HostData, move?: boolean): Promise<void> {
@@ -96,9 +103,9 @@ class RemoteBackend implements Backend {
     return (await this.#call('read', [id])) as ArrayBuffer;
   }
 
-  async release(id: number): Promise<void> {
+  async release(id: number, discard?: boolean): Promise<void> {
     this.#faults.delete(id);
-    await this.#call('release', [id]);
+    await this.#call('release', [id, discard]);
   }
 
   decode: Backend['decode'] = async (op) => void (await this.#call('decode', [op]));
@@ -111,14 +118,24 @@ class RemoteBackend implements Backend {
   memory: Backend['memory'] = async () => (await this.#call('memory', [])) as MemoryStats;
 
   async destroy(): Promise<void> {
-    await this.#call('destroy', []);
+    const done = this.#call('destroy', []);
+    this.#gone = true;
+    this.#close(destroyedError());
+    await Promise.race([done, this.#failed]).catch(() => undefined);
     this.#service[releaseProxy]();
   }
 
   async #call(method: keyof Backend, args: unknown[], moved: Transferable[] = []): Promise<unknown> {
+    if (this.#gone) throw destroyedError();
     const message = moved.length > 0 ? transfer(args, moved) : args;
-    return unwrap(await Promise.race([this.#service.call(method, message), this.#failed]));
+    const answer = this.#service.call(method, message);
+    // The answer to `destroy` itself comes after this side has closed.
+    return unwrap(await Promise.race(method === 'destroy' ? [answer, this.#failed] : [answer, this.#failed, this.#closed]));
   }
+}
+
+function destroyedError(): MlaError {
+  return new MlaError('destroyed', 'this instance was destroyed', { argument: 'mla', fix: 'Make another with connect' });
 }
 
 /** Node's workers and ports emit values where the web's dispatch events. */
@@ -127,7 +144,7 @@ function endpointOf(worker: WorkerLike): Endpoint {
   const wrapped = new Map<unknown, (value: never) => void>();
   const emitter = worker as WorkerLike & { on(e: string, l: (value: never) => void): void; off(e: string, l: (value: never) => void): void };
   return {
-    postMessage: (message, moved) => worker.postMessage(message, moved),
+    postMessage: (message, moved) => worker.postMessage(message as never, moved as never),
     addEventListener: (type, listener) => {
       const on = (value: never): void => {
         const event = type === 'error' ? { message: (value as Error).message } : { data: value };

@@ -4,8 +4,8 @@
  * Header, a row a part (the scheduler's), a row a sequence, the list of split sequences, the block table. It is made
  * on the host once per (metadata, block table) and reused by every layer of a step.
  */
-import type { DecodeOp } from '../backend.ts';
-import { PART_STRIDE } from '../schedule.ts';
+import type { DecodeOp } from './backend.ts';
+import { PART_STRIDE } from './schedule.ts';
 
 /** Where the header's fields and the parts are, for the kernels. */
 export const PLAN_LAYOUT = {
@@ -28,8 +28,11 @@ export interface Plan {
   readonly parts: number;
   /** Sequences that more than one part works on. */
   readonly splitSequences: number;
-  /** Bytes of partial results: two a part, each s_q * h_q rows of d_v f32, then a vec4 a row for the LSE. */
-  readonly partialBytes: number;
+}
+
+/** Bytes of partial results: two a part, each s_q * h_q rows of d_v f32, then 16 B a row for the LSE. */
+export function partialBytes(parts: number, { sQ, hQ, dV }: Pick<DecodeOp, 'sQ' | 'hQ' | 'dV'>): number {
+  return 2 * parts * sQ * hQ * (dV + 4) * 4;
 }
 
 export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
@@ -66,5 +69,5 @@ export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
   for (let i = 0; i < b; i++) words.set([cacheSeqlens[i]!, firstPart[i]!, numSplits[i + 1]! - numSplits[i]!, 0], seqsAt + i * 4);
   words.set(split, splitAt);
   words.set(blockTable, tableAt);
-  return { words, parts, splitSequences: split.length, partialBytes: split.length === 0 ? 16 : partialRows * (dV + 4) * 4 };
+  return { words, parts, splitSequences: split.length };
 }

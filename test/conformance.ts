@@ -1,0 +1,46 @@
+/**
+ * What every backend must do, declared as one vitest suite: `conformance('cpu', () => createMla(...), cases)`.
+ * The parts are in conformance/; each takes the instance through a function, because it is made in `beforeAll`.
+ */
+import { afterAll, beforeAll, describe } from 'vitest';
+import type { Mla } from '../src/mla.ts';
+import type { CaseOptions } from './cases.ts';
+import { badCacheInput } from './conformance/bad-cache-input.ts';
+import { badDecodeInput } from './conformance/bad-decode-input.ts';
+import { cache } from './conformance/cache.ts';
+import { decode } from './conformance/decode.ts';
+import { lifetime } from './conformance/lifetime.ts';
+import { special } from './conformance/special.ts';
+import { tensors } from './conformance/tensors.ts';
+
+export interface ConformanceOptions {
+  /** Most operations that the oracle spends on one case; past it only some sequences are compared. Unlimited when absent. */
+  readonly oracleFlops?: number;
+}
+
+export function conformance(
+  name: string,
+  makeMla: () => Promise<Mla>,
+  cases: readonly CaseOptions[],
+  { oracleFlops = Infinity }: ConformanceOptions = {},
+): void {
+  describe(name, () => {
+    let mla: Mla | undefined;
+    beforeAll(async () => {
+      mla = await makeMla();
+    });
+    afterAll(() => mla?.destroy());
+    const instance = (): Mla => {
+      if (mla === undefined) throw new Error('the instance is made in beforeAll');
+      return mla;
+    };
+
+    decode(instance, cases, oracleFlops);
+    special(instance);
+    tensors(instance);
+    cache(instance);
+    badDecodeInput(instance, makeMla);
+    badCacheInput(instance, makeMla);
+    lifetime(makeMla);
+  });
+}

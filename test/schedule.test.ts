@@ -1,0 +1,165 @@
+/** Properties of the tile scheduler over random ragged batches and machines. */
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import type { MetadataArgs, MlaMetadata, ScheduleInfo } from '../src/mla.ts';
+import { getMlaMetadata } from '../src/schedule.ts';
+import { expectRefusal } from './check.ts';
+
+const machines: fc.Arbitrary<ScheduleInfo> = fc.record({
+  slots: fc.integer({ min: 1, max: 600 }),
+  rowTiles: fc.constantFrom([1], [16], [1, 16, 64], [128]),
+  minTokensPerPart: fc.constantFrom(1, 64, 256, 1024),
+});
+
+const problems: fc.Arbitrary<MetadataArgs & { blockSize: number }> = fc.record({
+  cacheSeqlens: fc
+    .array(fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 300 }), fc.integer({ min: 1, max: 70_000 }), fc.constantFrom(16, 64, 128, 4096)), { minLength: 1, maxLength: 80 })
+    .map((lengths) => Int32Array.from(lengths)),
+  numQTokensPerHeadK: fc.oneof(fc.integer({ min: 1, max: 16 }), fc.integer({ min: 1, max: 512 })),
+  numHeadsK: fc.constantFrom(1, 2, 3, 8),
+  blockSize: fc.constantFrom(16, 32, 64, 128),
+});
+
+/** Blocks that the scheduler must hand out for a sequence: one for an empty one, so that its output is written. */
+const units = (length: number, blockSize: number): number => Math.max(1, Math.ceil(length / blockSize));
+
+interface Piece {
+  readonly part: number;
+  readonly sequence: number;
+  readonly from: number;
+  readonly to: number;
+}
+
+/** What each part computes, in order, as the rows of `tileSchedulerMetadata` say. */
+function pieces({ tileSchedulerMetadata: rows, parts, cacheSeqlens, blockSize }: MlaMetadata): Piece[] {
+  const all: Piece[] = [];
+  for (let part = 0; part < parts; part++) {
+    const [first, from, last, to] = rows.subarray(part * 8) as unknown as [number, number, number, number];
+    for (let sequence = first; sequence <= last; sequence++) {
+      all.push({
+        part, sequence,
+        from: sequence === first ? from : 0,
+        to: sequence === last ? to : units(cacheSeqlens[sequence]!, blockSize),
+      });
+    }
+  }
+  return all;
+}
+
+function holds(property: (metadata: MlaMetadata, args: MetadataArgs & { blockSize: number }, machine: ScheduleInfo) => void): void {
+  fc.assert(fc.property(problems, machines, (args, machine) => property(getMlaMetadata(args, machine), args, machine)), { numRuns: 300 });
+}
+
+describe('getMlaMetadata', () => {
+  test('says what it was made for', () =>
+    holds((metadata, args) => {
+      expect(metadata).toMatchObject({ numQTokensPerHeadK: args.numQTokensPerHeadK, numHeadsK: args.numHeadsK, blockSize: args.blockSize });
+      expect(metadata.cacheSeqlens).toEqual(args.cacheSeqlens);
+      expect(metadata.cacheSeqlens).not.toBe(args.cacheSeqlens);
+      expect(metadata.tileSchedulerMetadata.length).toBe(metadata.parts * 8);
+      expect(metadata.numSplits.length).toBe(args.cacheSeqlens.length + 1);
+    }));
+
+  test('covers every block once, in order, without gaps', () =>
+    holds((metadata, { cacheSeqlens, blockSize }) => {
+      let sequence = 0;
+      let block = 0;
+      for (const piece of pieces(metadata)) {
+        expect([piece.sequence, piece.from]).toEqual([sequence, block]);
+        expect(piece.to).toBeGreaterThan(piece.from);
+        const end = units(cacheSeqlens[sequence]!, blockSize);
+        expect(piece.to).toBeLessThanOrEqual(end);
+        [sequence, block] = piece.to === end ? [sequence + 1, 0] : [sequence, piece.to];
+      }
+      expect([sequence, block]).toEqual([cacheSeqlens.length, 0]);
+    }));
+
+  test('gives an empty sequence exactly one unit', () =>
+    holds((metadata, { cacheSeqlens }) => {
+      const all = pieces(metadata);
+      cacheSeqlens.forEach((length, i) => {
+        if (length > 0) return;
+        expect(all.filter((piece) => piece.sequence === i)).toMatchObject([{ from: 0, to: 1 }]);
+        expect(metadata.numSplits[i + 1]! - metadata.numSplits[i]!).toBe(1);
+      });
+    }));
+
+  test('makes parts even within one block, none of them empty', () =>
+    holds((metadata) => {
+      const work = new Int32Array(metadata.parts);
+      for (const { part, from, to } of pieces(metadata)) work[part]! += to - from;
+      expect(Math.min(...work)).toBeGreaterThan(0);
+      expect(Math.max(...work) - Math.min(...work)).toBeLessThanOrEqual(1);
+    }));
+
+  test('counts splits as the parts make them', () =>
+    holds((metadata, { cacheSeqlens }) => {
+      const { numSplits, tileSchedulerMetadata: rows, parts } = metadata;
+      const all = pieces(metadata);
+      expect(numSplits[0]).toBe(0);
+      for (let i = 0; i < cacheSeqlens.length; i++) {
+        const mine = all.filter((piece) => piece.sequence === i);
+        expect(numSplits[i + 1]! - numSplits[i]!).toBe(mine.length);
+      }
+      const splitsOf = (sequence: number): number => numSplits[sequence + 1]! - numSplits[sequence]!;
+      for (let part = 0; part < parts; part++) {
+        const [first, , last, , index, firstSplit, lastSplit, zero] = rows.subarray(part * 8) as unknown as number[];
+        expect(index).toBe(all.filter((piece) => piece.sequence === first && piece.part < part).length);
+        expect([firstSplit, lastSplit, zero]).toEqual([splitsOf(first!) > 1 ? 1 : 0, splitsOf(last!) > 1 ? 1 : 0, 0]);
+        // Only the ends of a part can be split; what lies between is whole.
+        for (let s = first! + 1; s < last!; s++) expect(splitsOf(s)).toBe(1);
+      }
+    }));
+
+  test('never asks for more parts than the machine runs at once', () =>
+    holds((metadata, { numQTokensPerHeadK, numHeadsK }, { slots, rowTiles }) => {
+      const tile = rowTiles.find((rows) => rows >= numQTokensPerHeadK) ?? rowTiles[rowTiles.length - 1]!;
+      const workgroups = metadata.parts * Math.ceil(numQTokensPerHeadK / tile) * numHeadsK;
+      if (metadata.parts > 1) expect(workgroups).toBeLessThanOrEqual(slots);
+    }));
+
+  test('splits few sequences: at most one a cut', () =>
+    holds((metadata, { cacheSeqlens }) => {
+      expect(metadata.numSplits[cacheSeqlens.length]! - cacheSeqlens.length).toBeLessThan(metadata.parts);
+    }));
+
+  test('leaves parts enough tokens to be worth it', () =>
+    holds((metadata, { cacheSeqlens }, { minTokensPerPart }) => {
+      const tokens = cacheSeqlens.reduce((n, length) => n + length, 0);
+      if (metadata.parts > cacheSeqlens.length) expect(tokens / (metadata.parts - 1)).toBeGreaterThanOrEqual(minTokensPerPart);
+    }));
+
+  test('is deterministic and leaves its argument alone', () =>
+    holds((metadata, args, machine) => {
+      const before = args.cacheSeqlens.slice();
+      expect(getMlaMetadata(args, machine)).toEqual(metadata);
+      expect(args.cacheSeqlens).toEqual(before);
+    }));
+
+  test('takes the longest lengths there are', () => {
+    const cacheSeqlens = new Int32Array(300).fill(2147483647);
+    const metadata = getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: 1, numHeadsK: 1, blockSize: 16 }, { slots: 264, rowTiles: [64], minTokensPerPart: 64 });
+    expect(metadata.parts).toBe(264);
+    expect(metadata.tileSchedulerMetadata[263 * 8 + 3]).toBe(2147483648 / 16);
+  });
+
+  test('blocks are of 64 tokens unless told', () => {
+    expect(getMlaMetadata({ cacheSeqlens: Int32Array.of(1), numQTokensPerHeadK: 1, numHeadsK: 1 }, { slots: 1, rowTiles: [1], minTokensPerPart: 1 }).blockSize).toBe(64);
+  });
+
+  const good = { cacheSeqlens: Int32Array.of(5, 0, 70), numQTokensPerHeadK: 16, numHeadsK: 1, blockSize: 64 };
+  const machine: ScheduleInfo = { slots: 8, rowTiles: [16], minTokensPerPart: 64 };
+  for (const [what, code, argument, change] of [
+    ['a plain array', 'invalid-dtype', 'cacheSeqlens', { cacheSeqlens: [5, 0, 70] }],
+    ['no lengths', 'invalid-dtype', 'cacheSeqlens', { cacheSeqlens: undefined }],
+    ['an empty batch', 'invalid-shape', 'cacheSeqlens', { cacheSeqlens: new Int32Array(0) }],
+    ['a negative length', 'out-of-range', 'cacheSeqlens', { cacheSeqlens: Int32Array.of(5, -1) }],
+    ['no rows', 'invalid-argument', 'numQTokensPerHeadK', { numQTokensPerHeadK: 0 }],
+    ['a fraction of a row', 'invalid-argument', 'numQTokensPerHeadK', { numQTokensPerHeadK: 2.5 }],
+    ['NaN heads', 'invalid-argument', 'numHeadsK', { numHeadsK: NaN }],
+    ['heads in a string', 'invalid-argument', 'numHeadsK', { numHeadsK: '1' }],
+    ['a block size of 48', 'invalid-argument', 'blockSize', { blockSize: 48 }],
+  ] as const) {
+    test(`refuses ${what}`, () => expectRefusal(() => getMlaMetadata({ ...good, ...change } as MetadataArgs, machine), code, argument).then(() => undefined));
+  }
+});

@@ -1,0 +1,84 @@
+/** Choice of kernel configuration and layout of large pools: pure, for every width and for the smallest limits there are. */
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { MlaError } from '../src/errors.ts';
+import { DECODE_BINDINGS, ROW_TILES, chooseDecodeConfig, segmentPool, type DeviceKind, type KernelLimits } from '../src/webgpu/config.ts';
+
+/** WebGPU's defaults: what every device has. */
+const defaults: KernelLimits = {
+  maxStorageBufferBindingSize: 134217728, maxBufferSize: 268435456, maxStorageBuffersPerShaderStage: 8, maxComputeWorkgroupStorageSize: 16384,
+  maxComputeInvocationsPerWorkgroup: 256, maxComputeWorkgroupSizeX: 256, maxComputeWorkgroupsPerDimension: 65535,
+};
+const large: KernelLimits = { ...defaults, maxComputeWorkgroupStorageSize: 49152, maxComputeInvocationsPerWorkgroup: 1024, maxComputeWorkgroupSizeX: 1024 };
+
+const widths = Array.from({ length: 16 }, (_, i) => (i + 1) * 32).flatMap((dV) => [16, 32, 48, 64].map((rope) => ({ dV, dQk: dV + rope })));
+
+describe.each(['gpu', 'software'] satisfies DeviceKind[])('decode configurations for %s', (kind) => {
+  test.each([['default limits', defaults], ['large limits', large]])('there is one for every width and row count: %s', (_, limits) => {
+    for (const problem of widths) {
+      for (const rows of [1, 2, 4, 5, 16, 17, 128, 512]) {
+        const { config, rejected } = chooseDecodeConfig(problem, rows, limits, kind);
+        const what = `${problem.dQk}/${problem.dV}, ${rows} rows: ${rejected.join('; ')}`;
+        if (!config) throw new Error(what);
+        expect(config.workgroupBytes, what).toBeLessThanOrEqual(limits.maxComputeWorkgroupStorageSize);
+        expect(config.threads, what).toBeLessThanOrEqual(limits.maxComputeInvocationsPerWorkgroup);
+        // The scheduler counts tiles of these sizes.
+        expect(ROW_TILES, what).toContain(config.rows);
+        // A step lies in one block of any size.
+        expect(16 % config.tokens, what).toBe(0);
+        // Scores: every thread has a tile of rowTile rows x 4 tokens and a slice, and together they are the step.
+        expect(config.rows % config.rowTile, what).toBe(0);
+        expect(Number.isInteger(config.slices) && config.slices >= 1, what).toBe(true);
+        expect(config.threads * config.rowTile * 4, what).toBe(config.rows * config.tokens * config.slices);
+        // Softmax: a thread a row and 4 tokens.
+        expect(config.threads, what).toBeGreaterThanOrEqual((config.rows * config.tokens) / 4);
+        // Output: groups of threads, one a chunk of 8 columns, reach every row.
+        const groups = Math.floor(config.threads / (problem.dV / 8));
+        expect(groups * config.outRows, what).toBeGreaterThanOrEqual(config.rows);
+      }
+    }
+  });
+
+  test('says why when nothing fits', () => {
+    const { config, rejected } = chooseDecodeConfig({ dQk: 576, dV: 512 }, 16, { ...defaults, maxComputeWorkgroupStorageSize: 1024 }, kind);
+    expect(config).toBeUndefined();
+    expect(rejected.length).toBeGreaterThan(0);
+    for (const why of rejected) expect(why).toMatch(/1024/);
+  });
+});
+
+describe('pools over several bindings', () => {
+  const blockBytes = 64 * 576 * 2;
+
+  test('one binding where one will do', () => {
+    expect(segmentPool(Math.floor(defaults.maxStorageBufferBindingSize / blockBytes), blockBytes, defaults).segments).toBe(1);
+  });
+
+  test('every block has a place in a binding that fits', () => {
+    fc.assert(
+      fc.property(fc.integer({ min: 1, max: 5460 }), fc.constantFrom(16, 64, 128), (numBlocks, blockSize) => {
+        const bytes = blockSize * 576 * 2;
+        fc.pre(numBlocks <= Math.floor(defaults.maxStorageBufferBindingSize / bytes) * (8 - DECODE_BINDINGS));
+        const { segments, blocksPerSegment } = segmentPool(numBlocks, bytes, defaults);
+        expect(Math.floor((numBlocks - 1) / blocksPerSegment)).toBe(segments - 1);
+        if (segments > 1) expect(blocksPerSegment * bytes).toBeLessThanOrEqual(defaults.maxStorageBufferBindingSize);
+        expect(segments + DECODE_BINDINGS).toBeLessThanOrEqual(8);
+      }),
+    );
+  });
+
+  test('beyond that the error names the limit and the largest pool, which is possible', () => {
+    let refused: unknown;
+    try {
+      segmentPool(1_000_000, blockBytes, defaults);
+    } catch (error) {
+      refused = error;
+    }
+    if (!(refused instanceof MlaError)) throw new Error('no MlaError');
+    expect(refused).toMatchObject({ code: 'limit-exceeded', argument: 'numBlocks', got: '1000000' });
+    expect(refused.message).toContain('maxStorageBufferBindingSize');
+    const most = Number(/at most (\d+) blocks/.exec(refused.expected!)![1]);
+    expect(segmentPool(most, blockBytes, defaults).segments).toBe(8 - DECODE_BINDINGS);
+    expect(() => segmentPool(most + 1, blockBytes, defaults)).toThrow(MlaError);
+  });
+});

@@ -1,0 +1,61 @@
+/** The worker's protocol, with everything a backend must do on the other side of a message channel: cpu, in this process. */
+import { MessageChannel, type MessagePort } from 'node:worker_threads';
+import { afterAll, describe, expect, test } from 'vitest';
+import { createBackend } from '../src/index.ts';
+import { connect, serve } from '../src/worker/index.ts';
+import { few } from './case-lists.ts';
+import { conformance } from './conformance.ts';
+import { expectRefusal } from './check.ts';
+
+const open: MessagePort[] = [];
+
+function channel(): { ours: MessagePort; theirs: MessagePort } {
+  const { port1: ours, port2: theirs } = new MessageChannel();
+  open.push(ours, theirs);
+  return { ours, theirs };
+}
+
+afterAll(() => {
+  for (const port of open) port.close();
+});
+
+conformance('worker', () => {
+  const { ours, theirs } = channel();
+  serve(() => createBackend({ backend: 'cpu' }), theirs);
+  return connect(ours);
+}, few);
+
+describe('worker protocol', () => {
+  test('moves what is to be transferred and copies the rest', async () => {
+    const { ours, theirs } = channel();
+    serve(() => createBackend({ backend: 'cpu' }), theirs);
+    const mla = await connect(ours);
+    const [moved, copied, part] = [Uint16Array.of(1, 2, 3), Uint16Array.of(4, 5, 6), new Uint16Array(8).fill(7).subarray(2, 5)];
+    const tensors = [
+      await mla.tensor({ data: moved, shape: [3], transfer: true }),
+      await mla.tensor({ data: copied, shape: [3] }),
+      await mla.tensor({ data: part, shape: [3], transfer: true }),
+    ];
+    expect(await Promise.all(tensors.map((tensor) => tensor.readBits()))).toEqual([Uint16Array.of(1, 2, 3), Uint16Array.of(4, 5, 6), Uint16Array.of(7, 7, 7)]);
+    expect(moved.length).toBe(0);
+    expect(copied.length).toBe(3);
+    await mla.destroy();
+  });
+
+  test('an error over there is the same error here', async () => {
+    const { ours, theirs } = channel();
+    serve(() => createBackend({ backend: 'webgpu' }), theirs);
+    const error = await expectRefusal(() => connect(ours), 'backend-unavailable', 'backend');
+    expect(error.fix).toContain('flashmla-web/node');
+  });
+
+  test('something that is no worker', () => expectRefusal(() => connect({} as MessagePort), 'invalid-argument', 'worker').then(() => undefined));
+
+  test('a GPUBuffer cannot cross', async () => {
+    const { ours, theirs } = channel();
+    serve(() => createBackend({ backend: 'cpu' }), theirs);
+    const mla = await connect(ours);
+    await expectRefusal(() => mla.tensor({ gpuBuffer: {} as GPUBuffer, shape: [1], dtype: 'bf16' }), 'invalid-argument');
+    await mla.destroy();
+  });
+});
