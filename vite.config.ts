@@ -24,8 +24,12 @@ const library = {
 const demo = {
   root: 'demo',
   base: './',
+  publicDir: false as const,
   build: { target: 'es2022', outDir: '../dist/demo', emptyOutDir: true },
   worker: { format: 'es' as const },
+  // The dev server: sources lie beside the site, and comlink is first met in a worker, too late to be found by itself.
+  server: { fs: { allow: ['..'] } },
+  optimizeDeps: { include: ['comlink'] },
 };
 
 export default defineConfig(({ mode }) => ({
