@@ -23,8 +23,8 @@ export async function nodeGpu(dawn: readonly string[] = []): Promise<GPU> {
   const key = dawn.join(' ');
   let gpu = gpus.get(key);
   if (!gpu) {
-    checkVulkanLoader();
     const { create, globals } = await importWebGpu();
+    checkVulkanLoader();
     for (const [name, value] of Object.entries(globals)) if (!(name in globalThis)) Object.assign(globalThis, { [name]: value });
     gpu = create([...dawn]);
     gpus.set(key, gpu);

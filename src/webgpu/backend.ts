@@ -80,7 +80,7 @@ class WebGpuBackend implements Backend {
       if (discard) this.#memory.discard(allocation);
       else this.#memory.release(allocation);
     }
-    for (const key of [...this.#plans.keys()]) if (key.startsWith(`${id}/`)) this.#dropPlan(key);
+    for (const key of this.#plans.keys()) if (key.startsWith(`${id}/`)) this.#dropPlan(key);
   }
 
   decode(op: DecodeOp): void {

@@ -1,0 +1,4 @@
+import { createBackend } from 'flashmla-web';
+import { serve } from 'flashmla-web/worker';
+
+serve((options) => createBackend(options));
