@@ -4,7 +4,7 @@
 // sequence; O_s are normalised, lse_s are base 2.
 //
 // How work is cut: workgroup (x, y) = (row, split sequence); a row is one of s_q * h_q. Splits are spread over the
-// threads for the two reductions, columns (chunks of 8) over the threads for the sum.
+// threads for the two reductions, words (2 columns each) over the threads for the sum.
 //
 // What lives where: the splits' weights in workgroup memory, WEIGHTS of them at a time; O in registers.
 //
@@ -51,9 +51,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
   // A split without visible keys has LOWEST; when all have, the row is empty.
   var sum = 0.0;
-  var acc_even: array<vec4<f32>, CHUNKS_PER_THREAD>;
-  var acc_odd: array<vec4<f32>, CHUNKS_PER_THREAD>;
-  for (var i = 0u; i < CHUNKS_PER_THREAD; i++) { acc_even[i] = vec4<f32>(); acc_odd[i] = vec4<f32>(); }
+  var acc: array<vec2<f32>, WORDS_PER_THREAD>;
+  for (var i = 0u; i < WORDS_PER_THREAD; i++) { acc[i] = vec2<f32>(); }
   for (var s0 = 0u; s0 < splits; s0 += THREADS) {
     if (s0 + thread < splits) {
       let l = partial_lse(partial_row(seq, first_part, s0 + thread, rows, row));
@@ -65,13 +64,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     for (var s = 0u; s < count; s++) {
       let w = weights[s];
       sum += w;
-      let at = partial_row(seq, first_part, s0 + s, rows, row) * (V_CHUNKS * 2u);
-      for (var i = 0u; i < CHUNKS_PER_THREAD; i++) {
-        let chunk = thread + i * THREADS;
-        if (chunk < V_CHUNKS) {
-          acc_even[i] += w * partials[at + chunk * 2u];
-          acc_odd[i] += w * partials[at + chunk * 2u + 1u];
-        }
+      let at = partial_row(seq, first_part, s0 + s, rows, row) * V_WORDS;
+      for (var i = 0u; i < WORDS_PER_THREAD; i++) {
+        let word = thread + i * THREADS;
+        if (word < V_WORDS) { acc[i] += w * partials[at + word]; }
       }
     }
     workgroupBarrier();
@@ -81,10 +77,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   let inverse = select(1.0 / sum, 0.0, empty);
   let head = (row / rows_per_head) * group + row % group;
   let token = (row % rows_per_head) / group;
-  for (var i = 0u; i < CHUNKS_PER_THREAD; i++) {
-    let chunk = thread + i * THREADS;
-    if (chunk < V_CHUNKS) {
-      out[(seq * rows + token * (rows / s_q) + head) * V_CHUNKS + chunk] = pack(acc_even[i] * inverse, acc_odd[i] * inverse);
+  for (var i = 0u; i < WORDS_PER_THREAD; i++) {
+    let word = thread + i * THREADS;
+    if (word < V_WORDS) {
+      out[(seq * rows + token * (rows / s_q) + head) * V_WORDS + word] = pack(acc[i].x * inverse, acc[i].y * inverse);
     }
   }
   if (thread == 0u) {

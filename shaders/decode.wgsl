@@ -6,10 +6,12 @@
 // How work is cut: workgroup (x, y, z) = (part, row tile, KV head). A row is a (query token, head) pair that shares
 // the KV head; a tile has ROWS of them. The part's sequences are taken one after another, TOKENS keys a step:
 //   stage   TOKENS cached rows, as packed 16-bit pairs, into workgroup memory: the only time they are read
-//   scores  a thread makes ROW_TILE x 4 dot products over every SLICES-th chunk of d (8 numbers)
-//   sums    a thread owns a row and 4 tokens (a quad): adds the slices, scales, masks
+//   scores  a thread makes ROW_TILE x 4 dot products over every SLICES-th word of d (2 numbers)
+//   sums    a thread owns quads, a row and 4 tokens each: adds the slices, scales, masks
 //   softmax the same thread: running maximum, probabilities, its share of the running sum
-//   output  a thread owns OUT_ROWS rows x 8 columns of O, in registers
+//   output  a thread owns OUT_ROWS rows x OUT_WORDS words of O (2 columns each), in registers
+// Neighbouring threads read neighbouring words throughout: no bank conflicts on a GPU, and vector loads on a software
+// adapter, which loads lane by lane anything else.
 // A sequence that fits in this part is written to `out`; one that is split leaves a normalised partial O and its
 // base-2 LSE in `partials`, which combine.wgsl merges.
 //
@@ -18,7 +20,7 @@
 //
 // The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout and the KV bindings in front.
 
-var<workgroup> kv_tile: array<vec4<u32>, TOKENS * KV_STRIDE>;
+var<workgroup> kv_tile: array<u32, TOKENS * WORDS>;
 var<workgroup> slice_sums: array<vec4<f32>, ROWS * QUADS * SLICES>;
 var<workgroup> scores: array<vec4<f32>, ROWS * QUADS>;
 var<workgroup> probs: array<vec4<f32>, ROWS * QUADS>;
@@ -54,13 +56,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   let s_tile = thread / SLICES;
   let s_row = (s_tile / QUADS) * ROW_TILE;
   let s_quad = s_tile % QUADS;
-  // sums and softmax: this thread's row and quad
-  let p_active = thread < ROWS * QUADS;
-  let p_row = min(thread / QUADS, ROWS - 1u);
-  let p_token = (thread % QUADS) * 4u;
-  // output: this thread's rows and column chunk of O
-  let o_chunk = thread % V_CHUNKS;
-  let o_row = (thread / V_CHUNKS) * OUT_ROWS;
+  // sums and softmax: this thread's quads, each a row and 4 tokens
+  #unroll i < THREAD_QUADS
+  let quad_$i = thread + $iu * THREADS;
+  let active_$i = quad_$i < ROWS * QUADS;
+  let row_$i = min(quad_$i / QUADS, ROWS - 1u);
+  let token_$i = (quad_$i % QUADS) * 4u;
+  #end
+  // output: this thread's rows and first word of O; the others are OUT_LANES apart
+  let o_word = thread % OUT_LANES;
+  let o_row = (thread / OUT_LANES) * OUT_ROWS;
   let o_active = o_row < ROWS;
 
   for (var seq = first_seq; seq <= last_seq; seq++) {
@@ -73,34 +78,37 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let table_at = plan[PLAN_TABLE_AT] + seq * plan[PLAN_TABLE_STRIDE];
 
     #unroll r < OUT_ROWS
-    var even_$r = vec4<f32>();
-    var odd_$r = vec4<f32>();
+    #unroll w < OUT_WORDS
+    var low_$r_$w = 0.0;
+    var high_$r_$w = 0.0;
     #end
-    var running_max = LOWEST;
-    var running_sum = 0.0; // over this thread's tokens only
-    var limit = end;
+    #end
+    #unroll i < THREAD_QUADS
+    var highest_$i = LOWEST;
+    var total_$i = 0.0; // over this quad's tokens only
+    var limit_$i = end;
     if (causal) {
       // Query token i sees keys 0 .. length - s_q + i; counted from the end to stay unsigned.
-      let hidden = s_q - 1u - min((row_base + p_row) / group, s_q - 1u);
-      limit = min(end, length - min(length, hidden));
+      let hidden = s_q - 1u - min((row_base + row_$i) / group, s_q - 1u);
+      limit_$i = min(end, length - min(length, hidden));
     }
+    #end
 
     // Rows past the end are computed on the last row and never written.
     #unroll r < ROW_TILE
-    let q_$r = (seq * s_q * group * h_kv + query_row(min(row_base + s_row + $ru, rows - 1u), head_kv, group, h_kv)) * CHUNKS;
+    let q_$r = (seq * s_q * group * h_kv + query_row(min(row_base + s_row + $ru, rows - 1u), head_kv, group, h_kv)) * WORDS;
     #end
 
     for (var token0 = begin; token0 < end; token0 += TOKENS) {
       // stage: slots past the sequence's end may hold anything and become zero
       let block = plan[table_at + token0 / block_size];
       let segment = block / BLOCKS_PER_SEGMENT;
-      let kv_base = (((block % BLOCKS_PER_SEGMENT) * block_size + token0 % block_size) * h_kv + head_kv) * CHUNKS;
-      for (var i = thread; i < TOKENS * CHUNKS; i += THREADS) {
-        let token = i / CHUNKS;
-        let chunk = i % CHUNKS;
-        var packed = vec4<u32>();
-        if (token0 + token < end) { packed = load_kv(segment, kv_base + token * (h_kv * CHUNKS) + chunk); }
-        kv_tile[token * KV_STRIDE + chunk] = packed;
+      let kv_base = (((block % BLOCKS_PER_SEGMENT) * block_size + token0 % block_size) * h_kv + head_kv) * WORDS;
+      for (var i = thread; i < TOKENS * WORDS; i += THREADS) {
+        let token = i / WORDS;
+        var packed = 0u;
+        if (token0 + token < end) { packed = load_kv(segment, kv_base + token * ((h_kv - 1u) * WORDS) + i); }
+        kv_tile[i] = packed;
       }
       workgroupBarrier();
 
@@ -108,20 +116,19 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       #unroll r < ROW_TILE
       var sum_$r = vec4<f32>();
       #end
-      for (var chunk = slice; chunk < CHUNKS; chunk += SLICES) {
-        #unroll t < 4
-        let k_$t = kv_tile[(s_quad * 4u + $tu) * KV_STRIDE + chunk];
-        let k_even_$t = unpack_even(k_$t);
-        let k_odd_$t = unpack_odd(k_$t);
-        #end
-        #unroll r < ROW_TILE
+      for (var word0 = slice; word0 < WORDS; word0 += SLICES * WORD_UNROLL) {
+        #unroll u < WORD_UNROLL
         {
-          let packed = q[q_$r + chunk];
-          let even = unpack_even(packed);
-          let odd = unpack_odd(packed);
-          sum_$r += vec4<f32>(
-            dot(even, k_even_0) + dot(odd, k_odd_0), dot(even, k_even_1) + dot(odd, k_odd_1),
-            dot(even, k_even_2) + dot(odd, k_odd_2), dot(even, k_even_3) + dot(odd, k_odd_3));
+          let word = word0 + $uu * SLICES;
+          #unroll t < 4
+          let k_$t = kv_tile[(s_quad * 4u + $tu) * WORDS + word];
+          #end
+          let k_low = vec4<f32>(unpack_low(k_0), unpack_low(k_1), unpack_low(k_2), unpack_low(k_3));
+          let k_high = vec4<f32>(unpack_high(k_0), unpack_high(k_1), unpack_high(k_2), unpack_high(k_3));
+          #unroll r < ROW_TILE
+          let q_word_$r = q[q_$r + word];
+          sum_$r += unpack_low(q_word_$r) * k_low + unpack_high(q_word_$r) * k_high;
+          #end
         }
         #end
       }
@@ -131,59 +138,67 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       workgroupBarrier();
 
       // sums
-      let visible = vec4<u32>(token0 + p_token) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit);
-      var score = vec4<f32>(LOWEST);
-      if (p_active) {
+      #unroll i < THREAD_QUADS
+      let visible_$i = vec4<u32>(token0 + token_$i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit_$i);
+      var score_$i = vec4<f32>(LOWEST);
+      if (active_$i) {
         var sum = vec4<f32>();
-        for (var s = 0u; s < SLICES; s++) { sum += slice_sums[thread * SLICES + s]; }
-        score = select(score, sum * scale_log2, visible);
-        scores[thread] = score;
+        for (var s = 0u; s < SLICES; s++) { sum += slice_sums[quad_$i * SLICES + s]; }
+        score_$i = select(score_$i, sum * scale_log2, visible_$i);
+        scores[quad_$i] = score_$i;
       }
+      #end
       workgroupBarrier();
 
       // Keys that only some rows see: what is not a number in their V must not reach the others, since 0 * NaN is NaN.
       // It reaches the rows that see them through the scores.
       if (causal && token0 + TOKENS > length - min(length, s_q - 1u)) {
-        for (var i = thread; i < TOKENS * V_CHUNKS; i += THREADS) {
-          let at = (i / V_CHUNKS) * KV_STRIDE + i % V_CHUNKS;
+        for (var i = thread; i < TOKENS * V_WORDS; i += THREADS) {
+          let at = (i / V_WORDS) * WORDS + i % V_WORDS;
           kv_tile[at] = finite_or_zero(kv_tile[at]);
         }
       }
 
       // softmax
-      if (p_active) {
-        var highest = vec4<f32>(running_max);
-        for (var i = 0u; i < QUADS; i++) { highest = max(highest, scores[p_row * QUADS + i]); }
-        let row_highest = max(max(highest.x, highest.y), max(highest.z, highest.w));
-        let factor = exp2(running_max - row_highest);
-        let p = select(vec4<f32>(), exp2_or_nan(score - row_highest), visible);
-        running_max = row_highest;
-        running_sum = running_sum * factor + p.x + p.y + p.z + p.w;
-        probs[thread] = p;
-        if (p_token == 0u) { rescale[p_row] = factor; }
+      #unroll i < THREAD_QUADS
+      if (active_$i) {
+        var most = vec4<f32>(highest_$i);
+        for (var k = 0u; k < QUADS; k++) { most = max(most, scores[row_$i * QUADS + k]); }
+        let row_most = max(max(most.x, most.y), max(most.z, most.w));
+        let factor = exp2(highest_$i - row_most);
+        let p = select(vec4<f32>(), exp2_or_nan(score_$i - row_most), visible_$i);
+        highest_$i = row_most;
+        total_$i = total_$i * factor + p.x + p.y + p.z + p.w;
+        probs[quad_$i] = p;
+        if (token_$i == 0u) { rescale[row_$i] = factor; }
       }
+      #end
       workgroupBarrier();
 
       // output
       if (o_active) {
         #unroll r < OUT_ROWS
-        {
-          let factor = rescale[o_row + $ru];
-          even_$r *= factor;
-          odd_$r *= factor;
-        }
+        let factor_$r = rescale[o_row + $ru];
+        #unroll w < OUT_WORDS
+        low_$r_$w *= factor_$r;
+        high_$r_$w *= factor_$r;
+        #end
         #end
         for (var t = 0u; t < TOKENS; t += 4u) {
-          #unroll k < 4
-          let v_$k = kv_tile[(t + $ku) * KV_STRIDE + o_chunk];
-          let v_even_$k = unpack_even(v_$k);
-          let v_odd_$k = unpack_odd(v_$k);
-          #end
           #unroll r < OUT_ROWS
+          let p_$r = probs[(o_row + $ru) * QUADS + t / 4u];
+          #end
+          #unroll w < OUT_WORDS
           {
-            let p = probs[(o_row + $ru) * QUADS + t / 4u];
-            even_$r += p.x * v_even_0 + p.y * v_even_1 + p.z * v_even_2 + p.w * v_even_3;
-            odd_$r += p.x * v_odd_0 + p.y * v_odd_1 + p.z * v_odd_2 + p.w * v_odd_3;
+            #unroll k < 4
+            let v_$k = kv_tile[(t + $ku) * WORDS + o_word + $wu * OUT_LANES];
+            #end
+            let v_low = vec4<f32>(unpack_low(v_0), unpack_low(v_1), unpack_low(v_2), unpack_low(v_3));
+            let v_high = vec4<f32>(unpack_high(v_0), unpack_high(v_1), unpack_high(v_2), unpack_high(v_3));
+            #unroll r < OUT_ROWS
+            low_$r_$w += dot(p_$r, v_low);
+            high_$r_$w += dot(p_$r, v_high);
+            #end
           }
           #end
         }
@@ -192,10 +207,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
 
     // The end of a sequence: l and m to workgroup memory, O to where it belongs.
-    if (p_active) {
-      scores[thread] = vec4<f32>(running_sum, 0.0, 0.0, 0.0);
-      if (p_token == 0u) { row_max[p_row] = running_max; }
+    #unroll i < THREAD_QUADS
+    if (active_$i) {
+      scores[quad_$i] = vec4<f32>(total_$i, 0.0, 0.0, 0.0);
+      if (token_$i == 0u) { row_max[row_$i] = highest_$i; }
     }
+    #end
     workgroupBarrier();
 
     let is_split = plan[seq_at + 2u] > 1u;
@@ -208,19 +225,25 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         for (var i = 0u; i < QUADS; i++) { sum += scores[(o_row + $ru) * QUADS + i].x; }
         let empty = sum == 0.0;
         let inverse = select(1.0 / sum, 0.0, empty);
-        let even = even_$r * inverse;
-        let odd = odd_$r * inverse;
         if (is_split) {
           let at = partial * (rows * h_kv) + head_kv * rows + row;
-          partials[at * (V_CHUNKS * 2u) + o_chunk * 2u] = even;
-          partials[at * (V_CHUNKS * 2u) + o_chunk * 2u + 1u] = odd;
+          #unroll w < OUT_WORDS
+          if (o_word + $wu * OUT_LANES < V_WORDS) {
+            partials[at * V_WORDS + o_word + $wu * OUT_LANES] = vec2<f32>(low_$r_$w, high_$r_$w) * inverse;
+          }
+          #end
           // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
           var lse_log2 = select(row_max[o_row + $ru] + log2(sum), LOWEST, empty);
           if (is_nan(sum)) { lse_log2 = sum; }
-          if (o_chunk == 0u) { partials[plan[PLAN_LSE_AT] + at] = vec4<f32>(lse_log2, 0.0, 0.0, 0.0); }
+          if (o_word == 0u) { partials[plan[PLAN_LSE_AT] + at] = vec2<f32>(lse_log2, 0.0); }
         } else {
-          out[(seq * rows * h_kv + query_row(row, head_kv, group, h_kv)) * V_CHUNKS + o_chunk] = pack(even, odd);
-          if (o_chunk == 0u) {
+          let at = (seq * rows * h_kv + query_row(row, head_kv, group, h_kv)) * V_WORDS + o_word;
+          #unroll w < OUT_WORDS
+          if (o_word + $wu * OUT_LANES < V_WORDS) {
+            out[at + $wu * OUT_LANES] = pack(low_$r_$w * inverse, high_$r_$w * inverse);
+          }
+          #end
+          if (o_word == 0u) {
             lse[(seq * h_kv + head_kv) * rows + (row % group) * s_q + row / group] = lse_bits(row_max[o_row + $ru], sum);
           }
         }

@@ -30,9 +30,9 @@ export interface Plan {
   readonly splitSequences: number;
 }
 
-/** Bytes of partial results: two a part, each s_q * h_q rows of d_v f32, then 16 B a row for the LSE. */
+/** Bytes of partial results: two a part, each s_q * h_q rows of d_v f32, then 8 B a row for the LSE. */
 export function partialBytes(parts: number, { sQ, hQ, dV }: Pick<DecodeOp, 'sQ' | 'hQ' | 'dV'>): number {
-  return 2 * parts * sQ * hQ * (dV + 4) * 4;
+  return 2 * parts * sQ * hQ * (dV + 2) * 4;
 }
 
 export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
@@ -52,7 +52,7 @@ export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
   words[PLAN_LAYOUT.PLAN_TABLE_AT] = tableAt;
   words[PLAN_LAYOUT.PLAN_TABLE_STRIDE] = op.maxBlocksPerSeq;
   words[PLAN_LAYOUT.PLAN_SPLIT_AT] = splitAt;
-  words[PLAN_LAYOUT.PLAN_LSE_AT] = partialRows * (dV / 4);
+  words[PLAN_LAYOUT.PLAN_LSE_AT] = partialRows * (dV / 2);
   words[PLAN_LAYOUT.PLAN_GROUP] = hQ / op.hKv;
   words[PLAN_LAYOUT.PLAN_H_KV] = op.hKv;
   words[PLAN_LAYOUT.PLAN_BLOCK] = op.blockSize;

@@ -30,11 +30,15 @@ describe.each(['gpu', 'software'] satisfies DeviceKind[])('decode configurations
         expect(config.rows % config.rowTile, what).toBe(0);
         expect(Number.isInteger(config.slices) && config.slices >= 1, what).toBe(true);
         expect(config.threads * config.rowTile * 4, what).toBe(config.rows * config.tokens * config.slices);
-        // Softmax: a thread a row and 4 tokens.
-        expect(config.threads, what).toBeGreaterThanOrEqual((config.rows * config.tokens) / 4);
-        // Output: groups of threads, one a chunk of 8 columns, reach every row.
-        const groups = Math.floor(config.threads / (problem.dV / 8));
+        // The words of a slice are whole turns of the loop; the loop's bound is checked once a turn.
+        if (config.wordUnroll > 1) expect((problem.dQk / 2) % (config.slices * config.wordUnroll), what).toBe(0);
+        // Softmax: quads of a row and 4 tokens, all of them taken.
+        expect(config.threads * config.threadQuads, what).toBeGreaterThanOrEqual((config.rows * config.tokens) / 4);
+        // Output: groups of lanes reach every row and no thread's rows leave the tile; a group's words reach every column.
+        const groups = Math.floor(config.threads / config.outLanes);
         expect(groups * config.outRows, what).toBeGreaterThanOrEqual(config.rows);
+        expect(config.rows % config.outRows, what).toBe(0);
+        expect(config.outLanes * config.outWords, what).toBeGreaterThanOrEqual(problem.dV / 2);
       }
     }
   });

@@ -13,15 +13,15 @@ export function combineKernel(kernels: KernelCache, { dtype, dV }: DecodeOp): Ke
     `combine ${dtype} d${dV}`,
     () => [
       { name: 'plan', access: 'read', element: 'u32' },
-      { name: 'partials', access: 'read', element: 'vec4<f32>' },
-      { name: 'out', access: 'read_write', element: 'vec4<u32>' },
+      { name: 'partials', access: 'read', element: 'vec2<f32>' },
+      { name: 'out', access: 'read_write', element: 'u32' },
       { name: 'lse', access: 'read_write', element: 'u32' },
     ],
     () =>
       [
         constants({
-          ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', V_CHUNKS: dV / 8, THREADS,
-          CHUNKS_PER_THREAD: Math.ceil(dV / 8 / THREADS),
+          ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', V_WORDS: dV / 2, THREADS,
+          WORDS_PER_THREAD: Math.ceil(dV / 2 / THREADS),
         }),
         bf16Source, combineSource,
       ].join('\n'),

@@ -31,8 +31,15 @@ export interface DecodeConfig {
   readonly rowTile: number;
   /** Ways the d_qk sum is cut. */
   readonly slices: number;
-  /** Rows of O that a thread holds, times 8 columns. */
+  /** Words of a slice that a turn of the loop takes; where more than one, all slices are whole turns. */
+  readonly wordUnroll: number;
+  /** Rows of P, times 4 tokens, that a thread makes. */
+  readonly threadQuads: number;
+  /** Rows of O that a thread holds, times `outWords` words of two columns. */
   readonly outRows: number;
+  readonly outWords: number;
+  /** Neighbouring threads that share rows of O; a thread's words are as far apart. */
+  readonly outLanes: number;
   /** Bytes of workgroup memory. */
   readonly workgroupBytes: number;
 }
@@ -52,12 +59,13 @@ const CANDIDATES: Readonly<Record<DeviceKind, readonly Candidate[]>> = {
     { rows: 16, tokens: 16, threads: 256, rowTile: 2 },
     { rows: 16, tokens: 8, threads: 128, rowTile: 2 },
   ],
-  // A software adapter runs threads one after another, 4 lanes at a time: few threads with much in registers each.
+  // A software adapter runs threads one after another, 4 lanes at a time, and pays for each at every barrier: few threads
+  // with much in registers each.
   software: [
-    { rows: 4, tokens: 16, threads: 64, rowTile: 2 },
-    { rows: 4, tokens: 8, threads: 64, rowTile: 2 },
-    { rows: 16, tokens: 16, threads: 64, rowTile: 2 },
-    { rows: 16, tokens: 8, threads: 64, rowTile: 2 },
+    { rows: 4, tokens: 16, threads: 32, rowTile: 4 },
+    { rows: 4, tokens: 8, threads: 32, rowTile: 4 },
+    { rows: 16, tokens: 16, threads: 32, rowTile: 4 },
+    { rows: 16, tokens: 8, threads: 32, rowTile: 4 },
   ],
 };
 
@@ -89,17 +97,15 @@ export function chooseDecodeConfig(problem: Pick<Problem, 'dQk' | 'dV'>, rows: n
 function complete({ rows, tokens, threads, rowTile }: Candidate, { dQk, dV }: Pick<Problem, 'dQk' | 'dV'>): DecodeConfig {
   const slices = (threads * rowTile * 4) / (rows * tokens);
   // Rows of O a thread: a divisor of the tile, so that no thread's rows reach into the next one.
-  const outGroups = Math.max(1, Math.floor(threads / (dV / 8)));
+  const outLanes = Math.min(threads, dV / 2);
+  const outGroups = Math.floor(threads / outLanes);
+  const threadQuads = Math.ceil((rows * tokens) / 4 / threads);
+  const wordUnroll = (dQk / 2) % (slices * 2) === 0 ? 2 : 1;
   let outRows = Math.ceil(rows / outGroups);
   while (rows % outRows !== 0) outRows++;
-  // 16 bytes an entry: the KV step, slice sums, scores and probabilities; then two floats a row.
-  const workgroupBytes = 16 * (tokens * kvStride(dQk) + (rows * tokens / 4) * (slices + 2)) + 8 * rows;
-  return { rows, tokens, threads, rowTile, slices, outRows, workgroupBytes };
-}
-
-/** Chunks between rows of the KV step: one more than a row has, against bank conflicts. */
-export function kvStride(dQk: number): number {
-  return dQk / 8 + 1;
+  // The KV step; slice sums, scores and probabilities, 16 bytes a quad; two floats a row.
+  const workgroupBytes = tokens * dQk * 2 + 16 * (rows * tokens / 4) * (slices + 2) + 8 * rows;
+  return { rows, tokens, threads, rowTile, slices, wordUnroll, threadQuads, outRows, outWords: Math.ceil(dV / 2 / outLanes), outLanes, workgroupBytes };
 }
 
 function refuse(config: DecodeConfig, limits: KernelLimits): string | undefined {

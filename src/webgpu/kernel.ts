@@ -16,7 +16,7 @@ export type Access = 'read' | 'read_write';
 export interface Binding {
   readonly name: string;
   readonly access: Access;
-  readonly element: 'u32' | 'vec4<u32>' | 'vec4<f32>';
+  readonly element: 'u32' | 'vec2<f32>';
 }
 
 /** `const NAME = value;` for every entry; numbers are u32. */
@@ -63,7 +63,7 @@ export function kvBindings(segments: number, access: Access, element: Binding['e
 /** `load_kv(segment, index)` over those bindings. The segment is the same for a whole workgroup. */
 export function loadKv(segments: number): string {
   const cases = Array.from({ length: segments - 1 }, (_, i) => `  if (segment == ${i}u) { return kv${i}[index]; }\n`).join('');
-  return `fn load_kv(segment: u32, index: u32) -> vec4<u32> {\n${cases}  return kv${segments - 1}[index];\n}`;
+  return `fn load_kv(segment: u32, index: u32) -> u32 {\n${cases}  return kv${segments - 1}[index];\n}`;
 }
 
 /** `store_kv(segment, index, value)` over those bindings. */

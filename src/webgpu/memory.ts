@@ -1,11 +1,11 @@
 /**
  * Device memory of one context: every GPUBuffer of this package is made and freed here.
  *
- * Freed buffers are kept for reuse by size class, up to a bound, so that a decode loop allocates nothing after its
- * first steps. Writes and dispatches are ordered by the queue, which makes reuse safe without waiting.
+ * Writes and dispatches are ordered by the queue, which makes reuse safe without waiting.
  */
 import { MlaError } from '../errors.ts';
 import type { MemoryStats } from '../mla.ts';
+import { Pool } from '../pool.ts';
 import type { GpuContext } from './device.ts';
 
 export interface Allocation {
@@ -20,11 +20,7 @@ const POOLED_BYTES = 256 << 20;
 
 export class DeviceMemory {
   readonly #gpu: GpuContext;
-  readonly #live = new Map<GPUBuffer, number>();
-  readonly #free = new Map<string, Allocation[]>();
-  #bytes = 0;
-  #pooled = 0;
-  #allocated = 0;
+  readonly #pool = new Pool<Allocation>(({ buffer }) => buffer.destroy(), POOLED_BYTES);
 
   constructor(gpu: GpuContext) {
     this.#gpu = gpu;
@@ -42,7 +38,6 @@ export class DeviceMemory {
 
   #take(bytes: number, usage: number, label: string): Allocation {
     this.#gpu.check();
-    const size = sizeClass(bytes);
     const { maxBufferSize, maxStorageBufferBindingSize } = this.#gpu.limits;
     const most = usage === STORAGE ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
     if (bytes > most) {
@@ -50,71 +45,35 @@ export class DeviceMemory {
         argument: label, expected: `at most ${most} B`, got: `${bytes} B`,
       });
     }
-    const free = this.#free.get(`${usage}/${size}`)?.pop();
-    if (free) {
-      this.#pooled -= size;
-      return free;
-    }
-    const { value: buffer, fault } = this.#gpu.watch(`allocating ${bytes} B for ${label}`, () =>
-      this.#gpu.device.createBuffer({ label, size: Math.min(size, alignDown(most)), usage }),
-    );
-    this.#live.set(buffer, size);
-    this.#bytes += size;
-    this.#allocated++;
-    return { buffer, fault };
+    return this.#pool.take(bytes, String(usage), (size) => {
+      const { value: buffer, fault } = this.#gpu.watch(`allocating ${bytes} B for ${label}`, () =>
+        this.#gpu.device.createBuffer({ label, size: Math.min(size, alignDown(most)), usage }),
+      );
+      return { buffer, fault };
+    });
   }
 
   /** Gives an allocation back for reuse. */
   release(allocation: Allocation): void {
-    const size = this.#live.get(allocation.buffer);
-    if (size === undefined) return;
-    if (this.#pooled + size > POOLED_BYTES) {
-      this.#drop(allocation.buffer, size);
-      return;
-    }
-    const key = `${allocation.buffer.usage}/${size}`;
-    const list = this.#free.get(key);
-    if (list) list.push(allocation);
-    else this.#free.set(key, [allocation]);
-    this.#pooled += size;
+    this.#pool.release(allocation);
     // A buffer that the device refused must not be handed out again.
     void allocation.fault.then((fault) => {
-      const at = fault ? (this.#free.get(key)?.indexOf(allocation) ?? -1) : -1;
-      if (at < 0) return;
-      this.#free.get(key)!.splice(at, 1);
-      this.#pooled -= size;
-      this.#drop(allocation.buffer, size);
+      if (fault) this.#pool.withdraw(allocation);
     });
   }
 
   /** Frees an allocation without keeping it. */
   discard(allocation: Allocation): void {
-    const size = this.#live.get(allocation.buffer);
-    if (size !== undefined) this.#drop(allocation.buffer, size);
+    this.#pool.discard(allocation);
   }
 
   stats(): Pick<MemoryStats, 'bytes' | 'allocations' | 'allocated'> {
-    return { bytes: this.#bytes, allocations: this.#live.size, allocated: this.#allocated };
+    return this.#pool.stats();
   }
 
   destroy(): void {
-    for (const buffer of this.#live.keys()) buffer.destroy();
-    this.#live.clear();
-    this.#free.clear();
-    this.#bytes = this.#pooled = 0;
+    this.#pool.destroy();
   }
-
-  #drop(buffer: GPUBuffer, size: number): void {
-    this.#live.delete(buffer);
-    this.#bytes -= size;
-    buffer.destroy();
-  }
-}
-
-/** Multiples of 256 B up to 64 KiB, of 64 KiB above: reuse finds equals without wasting much. */
-function sizeClass(bytes: number): number {
-  const step = bytes <= 65536 ? 256 : 65536;
-  return Math.max(step, Math.ceil(bytes / step) * step);
 }
 
 function alignDown(bytes: number): number {
