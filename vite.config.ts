@@ -1,8 +1,27 @@
-/** Builds: `vite build` the library, `vite build --mode demo` the site. Tests: vitest reads `test` here. */
+/**
+ * Builds: `vite build` the library, `vite build --mode demo` the site. Tests: vitest reads `test` here; with
+ * `--mode cuda` it runs the suite that needs a Hopper GPU, and only that.
+ */
+import { readFile, readdir } from 'node:fs/promises';
 import { builtinModules } from 'node:module';
+import { join } from 'node:path';
+import type { Plugin } from 'vite';
 import { defineConfig } from 'vitest/config';
 
+const CUBINS = join(import.meta.dirname, 'native-cuda/bin');
+
+/** The compiled kernels, which `npm run build:cuda` makes, beside the JavaScript that loads them. */
+function cubins(): Plugin {
+  return {
+    name: 'cubins',
+    async generateBundle() {
+      for (const file of await readdir(CUBINS)) this.emitFile({ type: 'asset', fileName: `cuda/${file}`, source: await readFile(join(CUBINS, file)) });
+    },
+  };
+}
+
 const library = {
+  plugins: [cubins()],
   build: {
     target: 'es2022',
     outDir: 'dist',
@@ -35,9 +54,9 @@ const demo = {
 export default defineConfig(({ mode }) => ({
   ...(mode === 'demo' ? demo : library),
   test: {
-    include: ['test/**/*.test.ts'],
+    include: [mode === 'cuda' ? 'test/cuda/*.test.ts' : 'test/*.test.ts'],
     // Suites share two cores and one software adapter each: side by side they only slow each other.
-    fileParallelism: false,
+    fileParallelism: mode === 'cuda',
     testTimeout: 120_000,
     hookTimeout: 120_000,
   },

@@ -124,6 +124,8 @@ export interface ScheduleInfo {
   readonly slots: number;
   /** Row tiles the kernels have, ascending: query rows that share one pass over KV. */
   readonly rowTiles: readonly number[];
+  /** Row tiles past one are taken in groups of so many, the last one filled up; 1 when absent. */
+  readonly rowTileMultiple?: number;
   /** Fewest KV tokens worth a part of their own. */
   readonly minTokensPerPart: number;
 }

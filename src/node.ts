@@ -1,7 +1,8 @@
-/** The Node entry: everything of the environment-neutral one, with WebGPU from npm `webgpu` (Dawn). */
+/** The Node entry: everything of the environment-neutral one, with CUDA on Hopper GPUs and WebGPU from npm `webgpu` (Dawn). */
 import type { Backend } from './backend.ts';
 import { createFrom, openBackend, type Candidate } from './create.ts';
 import { createCpuBackend } from './cpu/backend.ts';
+import { createCudaBackend, type CudaOptions } from './cuda/backend.ts';
 import { MlaError } from './errors.ts';
 import type { CreateOptions } from './index.ts';
 import type { BackendName, Mla } from './mla.ts';
@@ -9,7 +10,7 @@ import { createWebGpuBackend } from './webgpu/backend.ts';
 
 export * from './index.ts';
 
-export interface NodeCreateOptions extends CreateOptions {
+export interface NodeCreateOptions extends CreateOptions, CudaOptions {
   /** Toggles for Dawn's `create`, such as 'backend=vulkan' or 'enable-dawn-features=...'. */
   readonly dawn?: readonly string[];
 }
@@ -62,16 +63,15 @@ async function importWebGpu(): Promise<{ create: (options: string[]) => GPU; glo
 }
 
 function candidates(options: NodeCreateOptions): Candidate[] {
-  return [
-    {
-      backend: 'webgpu',
-      open: async (reason) => {
-        const given = options.device ?? options.adapter ?? options.gpu;
-        return createWebGpuBackend(given ? options : { ...options, gpu: await nodeGpu(options.dawn) }, reason);
-      },
-    },
-    { backend: 'cpu', open: async (reason) => createCpuBackend(reason) },
-  ];
+  const given = options.device ?? options.adapter ?? options.gpu;
+  const cuda: Candidate = { backend: 'cuda', open: (reason) => createCudaBackend(options, reason) };
+  const webgpu: Candidate = {
+    backend: 'webgpu',
+    open: async (reason) => createWebGpuBackend(given ? options : { ...options, gpu: await nodeGpu(options.dawn) }, reason),
+  };
+  const cpu: Candidate = { backend: 'cpu', open: async (reason) => createCpuBackend(reason) };
+  // Who brings a WebGPU device, adapter or gpu means it to be used.
+  return given ? [webgpu, cuda, cpu] : [cuda, webgpu, cpu];
 }
 
 /** Makes an instance on the best backend there is, or on the one asked for. @throws MlaError backend-unavailable, missing-dependency, invalid-argument */

@@ -20,7 +20,9 @@ export function chooseRowTile(rowTiles: readonly number[], rows: number): number
 
 /** How many parts a machine wants for a problem with this many query rows a KV head. */
 export function partsTarget(machine: ScheduleInfo, rows: number, numHeadsK: number): number {
-  const tiles = Math.ceil(rows / chooseRowTile(machine.rowTiles, rows));
+  const { rowTileMultiple = 1 } = machine;
+  const needed = Math.ceil(rows / chooseRowTile(machine.rowTiles, rows));
+  const tiles = needed > 1 ? Math.ceil(needed / rowTileMultiple) * rowTileMultiple : 1;
   return Math.max(1, Math.floor(machine.slots / (tiles * numHeadsK)));
 }
 

@@ -103,7 +103,7 @@ export function makeCase(options: CaseOptions): DecodeCase {
 
   const q = encode16(dtype, random.normals(b * sQ * hQ * dQk, 0.1));
   const row = hKv * dQk;
-  const kvCache = encode16(dtype, random.normals(numBlocks * blockSize * row, 0.1));
+  const kvCache = repeated(encode16(dtype, random.normals(Math.min(PERIOD, numBlocks * blockSize * row), 0.1)), numBlocks * blockSize * row);
   if (poison) {
     const live = usedSlots(blockTable, cacheSeqlens, maxBlocksPerSeq, blockSize, numBlocks);
     // NaN, +inf, -inf
@@ -117,6 +117,16 @@ export function makeCase(options: CaseOptions): DecodeCase {
     name: caseName(options), b, sQ, hQ, hKv, dQk, dV, blockSize, numBlocks, maxBlocksPerSeq, dtype, causal,
     softmaxScale: options.softmaxScale, q, kvCache, blockTable, cacheSeqlens,
   };
+}
+
+/** Most random values a case is made of: a prime, so that where they come round again they start elsewhere in a row. */
+const PERIOD = 4194301;
+
+function repeated(values: Uint16Array, length: number): Uint16Array {
+  if (values.length === length) return values;
+  const result = new Uint16Array(length);
+  for (let at = 0; at < length; at += values.length) result.set(at + values.length <= length ? values : values.subarray(0, length - at), at);
+  return result;
 }
 
 /** [num_blocks * block_size]: 1 where some sequence has a token. */

@@ -23,9 +23,23 @@ export async function run(mla: Mla, c: DecodeCase, change: Partial<DecodeArgs> =
 export function oracle(c: DecodeCase, sequences?: readonly number[]): ReferenceResult {
   const { softmaxScale, ...rest } = c;
   return referenceDecode(
-    { ...rest, q: decode16(c.dtype, c.q), kvCache: decode16(c.dtype, c.kvCache), ...(softmaxScale === undefined ? {} : { softmaxScale }) },
+    { ...rest, q: decode16(c.dtype, c.q), kvCache: valuesOf(c, sequences), ...(softmaxScale === undefined ? {} : { softmaxScale }) },
     sequences,
   );
+}
+
+/** The cache's values; of blocks that these sequences do not use, zeros: a large cache is slow to convert whole. */
+function valuesOf(c: DecodeCase, sequences: readonly number[] | undefined): Float32Array {
+  if (sequences === undefined) return decode16(c.dtype, c.kvCache);
+  const values = new Float32Array(c.kvCache.length);
+  const size = c.blockSize * c.hKv * c.dQk;
+  for (const s of sequences) {
+    for (let j = 0; j < Math.ceil(c.cacheSeqlens[s]! / c.blockSize); j++) {
+      const from = c.blockTable[s * c.maxBlocksPerSeq + j]! * size;
+      values.set(decode16(c.dtype, c.kvCache.subarray(from, from + size)), from);
+    }
+  }
+  return values;
 }
 
 /** Fails unless `got` is right. */

@@ -12,17 +12,20 @@ import { decode } from './conformance/decode.ts';
 import { lifetime } from './conformance/lifetime.ts';
 import { special } from './conformance/special.ts';
 import { tensors } from './conformance/tensors.ts';
+import type { Heads } from './heads.ts';
 
 export interface ConformanceOptions {
   /** Most operations that the oracle spends on one case; past it only some sequences are compared. Unlimited when absent. */
   readonly oracleFlops?: number;
+  /** The one shape of heads that the backend decodes; every shape when absent. */
+  readonly only?: Heads;
 }
 
 export function conformance(
   name: string,
   makeMla: () => Promise<Mla>,
   cases: readonly CaseOptions[],
-  { oracleFlops = Infinity }: ConformanceOptions = {},
+  { oracleFlops = Infinity, only }: ConformanceOptions = {},
 ): void {
   describe(name, () => {
     let mla: Mla | undefined;
@@ -35,12 +38,12 @@ export function conformance(
       return mla;
     };
 
-    decode(instance, cases, oracleFlops);
+    decode(instance, cases, oracleFlops, only);
     special(instance);
     tensors(instance);
-    cache(instance);
-    badDecodeInput(instance, makeMla);
+    cache(instance, only);
+    badDecodeInput(instance, makeMla, only);
     badCacheInput(instance, makeMla);
-    lifetime(makeMla);
+    lifetime(makeMla, only);
   });
 }

@@ -59,7 +59,7 @@ afterAll(async () => {
 describe('the tarball', () => {
   test('holds what it should and nothing else', async () => {
     const files = packed.files.map((file) => file.path);
-    const allowed = /^(LICENSE|README\.md|package\.json|dist\/(index|node|worker|cli)\.js(\.map)?|dist\/chunks\/[^/]+\.js(\.map)?|dist\/types\/.+\.d\.ts)$/;
+    const allowed = /^(LICENSE|README\.md|package\.json|dist\/(index|node|worker|cli)\.js(\.map)?|dist\/chunks\/[^/]+\.js(\.map)?|dist\/cuda\/([a-z_]+\.cubin|manifest\.json)|dist\/types\/.+\.d\.ts)$/;
     expect(files.filter((file) => !allowed.test(file))).toEqual([]);
     expect(files).toEqual(expect.arrayContaining(['LICENSE', 'README.md', 'package.json']));
 

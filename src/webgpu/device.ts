@@ -59,7 +59,7 @@ export class GpuContext {
     if (owned) {
       device.addEventListener('uncapturederror', (event) => {
         event.preventDefault();
-        this.#stray ??= gpuError((event as GPUUncapturedErrorEvent).error, 'a GPU operation failed');
+        this.note(gpuError((event as GPUUncapturedErrorEvent).error, 'a GPU operation failed'));
       });
     }
   }
@@ -67,6 +67,11 @@ export class GpuContext {
   /** @throws MlaError device-lost, destroyed */
   check(): void {
     if (this.#error) throw this.#error;
+  }
+
+  /** Has whoever waits next told of `error`, unless there is one to tell already. */
+  note(error: MlaError): void {
+    this.#stray ??= error;
   }
 
   /** Waits for `work` of the device. @throws MlaError device-lost, or what the device said since the last wait */

@@ -113,6 +113,7 @@ export class KernelCache {
       ...value, fault: undefined,
       compiled: fault.then((error) => {
         kernel.fault = error;
+        if (error) this.#gpu.note(error);
       }),
     };
     this.#kernels.set(key, kernel);

@@ -4,9 +4,14 @@ import { encode16 } from '../../src/bf16.ts';
 import type { KvCacheOptions, Mla, SequenceId } from '../../src/mla.ts';
 import { take } from '../check.ts';
 import { compareDecode } from '../compare.ts';
+import { NARROW, type Heads } from '../heads.ts';
 import { LogicalCache } from '../logical-cache.ts';
 
-export function cache(mla: () => Mla): void {
+export function cache(mla: () => Mla, only?: Heads): void {
+  const cacheHeads = ({ dV, rope, blockSize }: Heads): Pick<KvCacheOptions, 'headDim' | 'headDimV' | 'blockSize'> => ({ headDim: dV + rope, headDimV: dV, blockSize });
+  const narrow = only ?? NARROW;
+  const width = narrow.dV + narrow.rope;
+
   async function make(options: KvCacheOptions): Promise<LogicalCache> {
     return new LogicalCache(await mla().createKvCache(options));
   }
@@ -48,7 +53,8 @@ export function cache(mla: () => Mla): void {
       { numBlocks: 20, blockSize: 32, numHeadsK: 3, headDim: 288, headDimV: 256, numLayers: 3 },
       { numBlocks: 8, blockSize: 128, headDim: 48, headDimV: 32 },
     ];
-    for (const options of shapes) {
+    for (const shape of shapes) {
+      const options = { ...shape, ...(only && cacheHeads(only)) };
       const { blockSize = 64, numHeadsK = 1, headDim = 576, dtype = 'bf16', numLayers = 1 } = options;
       test(`grows, forks, shortens and frees: block ${blockSize}, h_kv ${numHeadsK}, d ${headDim}, ${dtype}, ${numLayers} layers`, async () => {
         const logical = await make(options);
@@ -92,13 +98,14 @@ export function cache(mla: () => Mla): void {
     });
 
     test('blocks given back are used again, with nothing of their past', async () => {
-      const logical = await make({ numBlocks: 2, blockSize: 16, headDim: 48, headDimV: 32 });
+      const logical = await make({ numBlocks: 2, ...cacheHeads(narrow) });
       const old = logical.create();
-      const poison = new Uint16Array(32 * 48).fill(0x7fc0);
-      await logical.cache.append({ sequences: [old], counts: [32], latent: { data: poison, shape: [32, 1, 48] } });
+      const tokens = 2 * narrow.blockSize;
+      const poison = new Uint16Array(tokens * width).fill(0x7fc0);
+      await logical.cache.append({ sequences: [old], counts: [tokens], latent: { data: poison, shape: [tokens, 1, width] } });
       logical.free(old);
       const fresh = logical.create();
-      await logical.append([fresh], [17]);
+      await logical.append([fresh], [narrow.blockSize + 1]);
       await expectContents(logical, [fresh]);
       logical.cache.destroy();
     });
@@ -118,7 +125,7 @@ export function cache(mla: () => Mla): void {
     });
 
     test('an append and the decode after it need no waiting in between', async () => {
-      const logical = await make({ numBlocks: 4, blockSize: 16, headDim: 48, headDimV: 32 });
+      const logical = await make({ numBlocks: 4, ...cacheHeads(narrow) });
       const id = logical.create();
       const appends = [logical.append([id], [20]), logical.append([id], [3]), logical.append([id], [9])];
       await Promise.all(appends);

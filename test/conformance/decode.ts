@@ -6,8 +6,9 @@ import { getMlaMetadata } from '../../src/schedule.ts';
 import { caseName, decodeArgs, flops, makeCase, type CaseOptions, type DecodeCase } from '../cases.ts';
 import { expectRight, oracle, run, take } from '../check.ts';
 import { compareDecode } from '../compare.ts';
+import type { Heads } from '../heads.ts';
 
-export function decode(mla: () => Mla, cases: readonly CaseOptions[], oracleFlops: number): void {
+export function againstOracle(mla: () => Mla, cases: readonly CaseOptions[], oracleFlops: number): void {
   describe('decode against the oracle', () => {
     for (const options of cases) {
       test(caseName(options), async () => {
@@ -16,6 +17,10 @@ export function decode(mla: () => Mla, cases: readonly CaseOptions[], oracleFlop
       });
     }
   });
+}
+
+export function decode(mla: () => Mla, cases: readonly CaseOptions[], oracleFlops: number, only?: Heads): void {
+  againstOracle(mla, cases, oracleFlops);
 
   describe('metadata', () => {
     const options: CaseOptions = { b: 3, sQ: 2, sK: 0, hQ: 12, hKv: 3, seqlens: [130, 0, 700], causal: true };
@@ -39,7 +44,7 @@ export function decode(mla: () => Mla, cases: readonly CaseOptions[], oracleFlop
     // One part leaves every sequence whole; as many parts as blocks splits each to the utmost.
     for (const [what, slots] of [['no split', 1], ['a few splits', 15], ['a split a block', 100_000]] as const) {
       test(`${what}: same result`, async () => {
-        const c = makeCase({ ...options, blockSize: 16, softmaxScale: 20 });
+        const c = makeCase({ ...options, blockSize: only?.blockSize ?? 16, softmaxScale: 20 });
         const metadata = metadataFor(c, slots, mla().info.schedule.rowTiles);
         const splits = metadata.numSplits[c.b]!;
         if (slots === 1) expect(splits).toBe(3);
@@ -55,7 +60,7 @@ export function decode(mla: () => Mla, cases: readonly CaseOptions[], oracleFlop
     const several = [
       makeCase({ b: 2, sQ: 1, sK: 140, hQ: 16, ragged: true }),
       makeCase({ b: 1, sQ: 2, sK: 300, hQ: 9, hKv: 3, causal: true, dtype: 'f16' }),
-      makeCase({ b: 3, sQ: 1, sK: 20, hQ: 5, dV: 64, rope: 32, blockSize: 16 }),
+      makeCase({ b: 3, sQ: 1, sK: 20, hQ: 5, ...(only ?? { dV: 64, rope: 32, blockSize: 16 }) }),
       makeCase({ b: 2, sQ: 1, sK: 140, hQ: 16, ragged: true, seed: 9 }),
     ];
     const got = await Promise.all(several.map((c) => run(mla(), c)));
@@ -69,7 +74,7 @@ export function decode(mla: () => Mla, cases: readonly CaseOptions[], oracleFlop
   });
 
   test('f32 input is rounded to bf16', async () => {
-    const c = makeCase({ b: 2, sQ: 1, sK: 40, hQ: 4, dV: 64, rope: 16, poison: false });
+    const c = makeCase({ b: 2, sQ: 1, sK: 40, hQ: 4, ...(only ?? { dV: 64, rope: 16 }), poison: false });
     const args = decodeArgs(c);
     // At most a quarter of the way to the next bf16 value, so that rounding gives the bits back.
     const nudged = Float32Array.from(decode16('bf16', c.q), (v) => v * (1 + 2 ** -10));

@@ -4,29 +4,30 @@ import { encode16 } from '../../src/bf16.ts';
 import type { Mla } from '../../src/mla.ts';
 import { decodeArgs, makeCase } from '../cases.ts';
 import { expectRefusal, expectRight, run } from '../check.ts';
+import { NARROW, type Heads } from '../heads.ts';
 import { Random } from '../random.ts';
 
-/** Narrow heads: every instance compiles its kernels anew, and narrow ones compile soonest. */
-const narrow = { dV: 32, rope: 16 } as const;
+export function lifetime(makeMla: () => Promise<Mla>, narrow: Heads = NARROW): void {
+  const { dV, rope, blockSize } = narrow;
+  const width = dV + rope;
 
-export function lifetime(makeMla: () => Promise<Mla>): void {
   describe('lifetime', () => {
     test('1000 decode steps hold the memory of 10', { timeout: 120_000 }, async () => {
       const mla = await makeMla();
       const random = new Random(5);
-      const cache = await mla.createKvCache({ numBlocks: 8, blockSize: 16, headDim: 48, headDimV: 32, numLayers: 2 });
+      const cache = await mla.createKvCache({ numBlocks: 8, blockSize, headDim: width, headDimV: dV, numLayers: 2 });
       const ids = [cache.createSequence(), cache.createSequence()];
       const bits = (count: number): Uint16Array => encode16('bf16', random.normals(count, 0.1));
       const held: number[] = [];
       for (let step = 1; step <= 1000; step++) {
         const plan = await cache.reserve({ sequences: ids, counts: [1, 1] });
         const cacheSeqlens = cache.cacheSeqlens(ids);
-        const metadata = mla.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: 4, numHeadsK: 1, blockSize: 16 });
+        const metadata = mla.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: 4, numHeadsK: 1, blockSize });
         for (let layer = 0; layer < 2; layer++) {
-          await cache.write(plan, { latent: { data: bits(2 * 48), shape: [2, 1, 48] }, layer });
+          await cache.write(plan, { latent: { data: bits(2 * width), shape: [2, 1, width] }, layer });
           const { out, lse } = await mla.flashMlaWithKvCache({
-            q: { data: bits(2 * 4 * 48), shape: [2, 1, 4, 48] }, kvCache: cache.tensor(layer),
-            blockTable: cache.blockTable(ids), cacheSeqlens, metadata, headDimV: 32,
+            q: { data: bits(2 * 4 * width), shape: [2, 1, 4, width] }, kvCache: cache.tensor(layer),
+            blockTable: cache.blockTable(ids), cacheSeqlens, metadata, headDimV: dV,
           });
           if (layer === 1) expect((await lse.read()).every(Number.isFinite)).toBe(true);
           out.destroy();

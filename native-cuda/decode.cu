@@ -1,0 +1,554 @@
+// Split-KV decode attention over a paged latent cache, Hopper (sm_90a).
+//
+// Computes softmax(scale Q K^T) V for a tile of 64 query rows over one part of the schedule. K and V are the same cached
+// rows of 576 numbers; V is their first 512. A row is a (query token, head) pair that shares the KV head.
+//
+// How work is cut. Thread block (x, y): x = (part, row tile), y = KV head. With more than 64 rows two row tiles form a
+// cluster and every KV block is fetched once for both (multicast), half of it by each. A block has two roles:
+//   scores    warps 0-3:  S = Q K^T, softmax, P
+//   output    warps 4-7 and 8-11: O += P V, 256 columns each; one thread of them fetches the next tile (TMA) as soon as
+//             a tile is used up, into a ring of three
+// The ring carries, for each sequence of the part, its Q tile and then its KV blocks, so the next sequence is being
+// fetched while this one finishes. P of a block overwrites the RoPE columns of that block's own tile: they are used up
+// once S is made.
+//
+// What lives where. Registers: Q's 512 latent dims and S (scores), O (output). Shared memory: the ring (3 x 72 KB) and
+// Q's RoPE dims (8 KB). Global: partial results of sequences that the schedule split, merged by combine.cu.
+//
+// The running maximum is lazy: it moves only when a block exceeds it by more than 2^8, so that O is almost never
+// rescaled; P stays below 2^8 and the final division by the sum makes the result exact.
+#include "params.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/tma.cuh"
+#include "ptx/wgmma.cuh"
+
+namespace {
+
+constexpr int STAGES = 3;
+constexpr int THREADS = 384;
+constexpr int OUT_COLUMNS = 256;     // a warpgroup's share of D_V
+constexpr float LAZY_LOG2 = 8.0f;
+
+// A walk over the sequences of this block's part. Registers are short in two of the roles, so that what is needed once a
+// sequence is read again from (cached) memory, and what follows from the block's number is made where it is used.
+struct Walk {
+  int seq;    // this sequence
+  int block;  // this block of it
+  int end;    // past its last block in this part
+  int length;
+
+  static __device__ __forceinline__ const int* row(const Plan& plan) { return plan.parts + block_x() / plan.row_tiles * PART_STRIDE; }
+  static __device__ __forceinline__ int block_x() {
+    int x;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+    return x;
+  }
+  static __device__ __forceinline__ int tile(const Plan& plan) { return block_x() % plan.row_tiles; }
+  static __device__ __forceinline__ int head_kv() {
+    int y;
+    asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(y));
+    return y;
+  }
+  static __device__ __forceinline__ int read(const int* p) {
+    int x;
+    asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(x) : "l"(p));
+    return x;
+  }
+
+  Walk() = default;
+  __device__ __forceinline__ Walk(const Plan& plan) { enter(plan, read(row(plan)), read(row(plan) + 1)); }
+  __device__ __forceinline__ void enter(const Plan& plan, int sequence, int first_block) {
+    seq = sequence;
+    block = first_block;
+    length = read(plan.sequences + seq * 4);
+    end = (length + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    if (seq == read(row(plan) + 2)) end = min(end, read(row(plan) + 3));
+  }
+  // To the next sequence; false past the last.
+  __device__ __forceinline__ bool next(const Plan& plan) {
+    if (seq == read(row(plan) + 2)) return false;
+    enter(plan, seq + 1, 0);
+    return true;
+  }
+  __device__ __forceinline__ bool is_split(const Plan& plan) const { return read(plan.sequences + seq * 4 + 2) > 1; }
+  // Index of the partial result that this part leaves for a split sequence.
+  __device__ __forceinline__ int partial(const Plan& plan) const { return block_x() / plan.row_tiles * 2 + (seq == read(row(plan)) ? 0 : 1); }
+};
+
+// A place in the ring. Opaque to the compiler where addresses are made from it, or it would keep one register for each.
+struct Ring {
+  int place = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ int stage() const {
+    int x = place;
+    asm volatile("" : "+r"(x));
+    return x;
+  }
+  __device__ __forceinline__ void next() {
+    if (++place == STAGES) {
+      place = 0;
+      parity ^= 1;
+    }
+  }
+  __device__ __forceinline__ void back() {
+    if (--place < 0) {
+      place = STAGES - 1;
+      parity ^= 1;
+    }
+  }
+};
+
+// What follows from a thread's number in its warpgroup. Made anew in every phase: registers are too short to keep it.
+struct Lane {
+  const int thread = ptx::thread_id();
+  __device__ __forceinline__ int lane() const { return thread % 32; }
+  __device__ __forceinline__ int warp() const { return thread / 32 % 4; }
+  __device__ __forceinline__ int quad() const { return thread % 4; }
+  // Rows of the accumulators: this one and the 8th after.
+  __device__ __forceinline__ int row() const { return warp() * 16 + lane() / 4; }
+  // The output role's half of the columns.
+  __device__ __forceinline__ int half() const { return thread / 128 - 1; }
+  // ldmatrix and stmatrix: where this lane's row of a 64 x 64 tile has its 16-byte chunk `chunk` or the one after.
+  __device__ __forceinline__ uint32_t matrix(int chunk) const {
+    const int row = warp() * 16 + lane() % 16;
+    return row * 128 + (((chunk + lane() / 16) ^ (row % 8)) * 16);
+  }
+};
+
+// What the loading threads know of the next entry of the ring. It is worked out ahead, so that little is left to do once a
+// place is free. The two output warpgroups take turns, one thread each; the `empty` barriers order their turns.
+struct Loader {
+  enum Kind { NONE, Q, KV };
+  int kind;        // of the next entry
+  int coordinate;  // its first row of q, or its block id
+  int place;       // its place in the ring
+  Walk walk;       // its sequence and block
+  const int* table;  // the sequence's block ids
+  int ids[4];      // by block % 4, fetched an entry ahead
+  int head_kv, row, rank;
+
+  __device__ __forceinline__ void fetch_id(int block) {
+    if (block < walk.end) ptx::copy_async_4(ptx::shared_address(&ids[block % 4]), table + block);
+  }
+  // The Q tile of the walk's sequence comes next, or of the first after it that has blocks.
+  __device__ __forceinline__ void plan_q(const Plan& plan, bool more) {
+    while (more && walk.length == 0) more = walk.next(plan);
+    kind = more ? Q : NONE;
+    if (!more) return;
+    coordinate = (walk.seq * plan.h_kv + head_kv) * plan.rows + row;
+    table = plan.table + size_t(walk.seq) * plan.table_stride;
+    fetch_id(walk.block);
+  }
+  __device__ __forceinline__ void start(const Plan& plan) {
+    head_kv = Walk::head_kv();
+    row = Walk::tile(plan) * TILE_ROWS;
+    rank = ptx::cluster_rank();
+    place = 0;
+    walk = Walk(plan);
+    plan_q(plan, true);
+  }
+  // Works out the entry after this one. Ids that other turns fetched must have come.
+  __device__ __forceinline__ void advance(const Plan& plan) {
+    place = place == STAGES - 1 ? 0 : place + 1;
+    const int block = kind == Q ? walk.block : walk.block + 1;
+    if (block < walk.end) {
+      kind = KV;
+      walk.block = block;
+      coordinate = *const_cast<const volatile int*>(&ids[block % 4]);
+      fetch_id(block + 1);
+    } else {
+      plan_q(plan, walk.next(plan));
+    }
+  }
+};
+
+struct Shared {
+  alignas(1024) uint8_t tile[STAGES][TILE_BYTES];
+  alignas(1024) uint8_t q_rope[GROUP_BYTES];
+  alignas(128) uint8_t q_last[TILE_ROWS * 32];  // dims 496 .. 511 of Q: core matrices of 8 rows x 16 bytes, [2][8]
+  uint8_t rescale[STAGES][TILE_ROWS];  // O is to be divided by 2 to this, where the flag is set; 255 makes it zero
+  float inverse_sum[2][TILE_ROWS];   // 1 / l of the last two sequences; 0 for an empty row
+  int rescale_flag[STAGES][4];       // a warp each
+  uint64_t loaded[STAGES];           // TMA -> scores
+  uint64_t scored[STAGES];           // scores -> output: S is made (order only)
+  uint64_t ready[STAGES];            // scores -> output: P is in place, or Q is taken
+  uint64_t empty[STAGES];            // output of every block of the cluster -> its loads
+  Loader loader;
+};
+static_assert(sizeof(Shared) <= 232448, "over the shared memory of a block");
+
+// Fetches the next entry of the ring, whose place is free: the Q tile of a sequence or its next KV block.
+template <int Cluster>
+__device__ __forceinline__ void load_next(const DecodeParams& p, Loader& l, Shared& s) {
+  const int kind = l.kind, coordinate = l.coordinate, head_kv = l.head_kv, rank = l.rank;
+  if (kind == Loader::NONE) return;
+  const uint32_t dst = ptx::shared_address(s.tile[l.place]), bar = ptx::shared_address(&s.loaded[l.place]);
+  ptx::barrier_arrive_expect(bar, TILE_BYTES);
+  if (kind == Loader::Q) {
+    ptx::load_3d(dst, &p.q_low, bar, ptx::EVICT_LAST, 0, coordinate, 0);
+    ptx::load_3d(dst + LOW_GROUPS * GROUP_BYTES, &p.q_high, bar, ptx::EVICT_LAST, 0, coordinate, LOW_GROUPS);
+  } else {
+    constexpr uint16_t mask = (1 << Cluster) - 1;
+    if constexpr (Cluster == 1) {
+      ptx::load_5d(dst, &p.kv_low, bar, ptx::EVICT_FIRST, 0, 0, 0, head_kv, coordinate);
+      ptx::load_5d(dst + LOW_GROUPS * GROUP_BYTES, &p.kv_high, bar, ptx::EVICT_FIRST, 0, 0, LOW_GROUPS, head_kv, coordinate);
+    } else if (rank == 0) {
+      ptx::load_5d_multicast(dst, &p.kv_low, bar, mask, ptx::EVICT_FIRST, 0, 0, 0, head_kv, coordinate);
+    } else {
+      ptx::load_5d_multicast(dst + LOW_GROUPS * GROUP_BYTES, &p.kv_high, bar, mask, ptx::EVICT_FIRST, 0, 0, LOW_GROUPS, head_kv, coordinate);
+    }
+  }
+  l.advance(p.plan);
+}
+
+// 2^-drop; 0 where that is below the normal numbers.
+__device__ __forceinline__ float power_of_two(int drop) { return drop > 126 ? 0.0f : __int_as_float((127 - drop) << 23); }
+
+template <class T>
+__device__ void scores(const DecodeParams& p, Shared& s) {
+  uint32_t q[8][4][4];
+  Ring ring;
+  int sequence_count = 0;
+  Walk walk(p.plan);
+  do {
+    float highest[2] = {-INFINITY, -INFINITY};
+    float sum[2] = {0, 0};
+    if (walk.length > 0) {
+      // Q: latent dims to registers, RoPE dims to their own tile
+      const Lane me;
+      ptx::barrier_wait(ptx::shared_address(&s.loaded[ring.stage()]), ring.parity);
+      const uint32_t q_tile = ptx::shared_address(s.tile[ring.stage()]);
+#pragma unroll
+      for (int g = 0; g < 8; g++) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          if (g == 7 && k == 3) continue;
+          const uint32_t at = q_tile + me.matrix(k * 2) + g * GROUP_BYTES;
+          ptx::load_matrix_x4(at, q[g][k][0], q[g][k][1], q[g][k][2], q[g][k][3]);
+        }
+      }
+      {
+        const int row = me.thread / 2, chunk = me.thread % 2;
+        *reinterpret_cast<uint4*>(s.q_last + (chunk * 8 + row / 8) * 128 + row % 8 * 16) =
+            *reinterpret_cast<const uint4*>(s.tile[ring.stage()] + 7 * GROUP_BYTES + row * 128 + (((6 + chunk) ^ (row % 8)) * 16));
+      }
+      const uint4* from = reinterpret_cast<const uint4*>(s.tile[ring.stage()] + ROPE_GROUP * GROUP_BYTES);
+      uint4* to = reinterpret_cast<uint4*>(s.q_rope);
+#pragma unroll
+      for (int i = 0; i < GROUP_BYTES / 16 / 128; i++) to[me.thread + i * 128] = from[me.thread + i * 128];
+      ptx::fence_proxy_async();
+      ptx::named_barrier<1, 128>();
+      if (me.lane() == 0) {
+        ptx::barrier_arrive(ptx::shared_address(&s.scored[ring.stage()]));  // keeps its phases in step with the ring
+        ptx::barrier_arrive(ptx::shared_address(&s.ready[ring.stage()]));
+      }
+      ring.next();
+    }
+
+    for (; walk.block < walk.end; walk.block++) {
+      const uint32_t kv_tile = ptx::shared_address(s.tile[ring.stage()]);
+      const uint64_t k_desc = ptx::matrix_descriptor(kv_tile, 16, 1024);
+      const uint64_t q_rope_desc = ptx::matrix_descriptor(ptx::shared_address(s.q_rope), 16, 1024);
+      float x[32];
+      ptx::barrier_wait(ptx::shared_address(&s.loaded[ring.stage()]), ring.parity);
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int g = 0; g < 8; g++) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          if (g == 7 && k == 3) continue;
+          ptx::wgmma_64x64_registers(T{}, x, q[g][k][0], q[g][k][1], q[g][k][2], q[g][k][3], k_desc + ((g * GROUP_BYTES + k * 32) >> 4), g + k > 0);
+        }
+      }
+      ptx::wgmma_64x64_shared(T{}, x, ptx::matrix_descriptor_plain(ptx::shared_address(s.q_last), 1024, 128), k_desc + ((7 * GROUP_BYTES + 96) >> 4), 1);
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        ptx::wgmma_64x64_shared(T{}, x, q_rope_desc + ((k * 32) >> 4), k_desc + ((ROPE_GROUP * GROUP_BYTES + k * 32) >> 4), 1);
+      }
+      ptx::wgmma_commit();
+      ptx::wgmma_wait<0>();
+      const Lane me;
+      if (me.lane() == 0) ptx::barrier_arrive(ptx::shared_address(&s.scored[ring.stage()]));
+
+      // softmax: x[4 i + j] is row row() + 8 (j / 2), token 8 i + 2 quad() + j % 2
+      const float scale = fabsf(p.plan.scale_log2);
+      if (p.plan.scale_log2 < 0) {
+#pragma unroll
+        for (int i = 0; i < 32; i++) x[i] = -x[i];
+      }
+      const int token0 = walk.block * BLOCK_TOKENS;
+      const bool tail = token0 + BLOCK_TOKENS > walk.length - (p.plan.causal ? p.plan.s_q - 1 : 0);
+      if (tail) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          int limit = walk.length;
+          if (p.plan.causal) {
+            const int token = min((Walk::tile(p.plan) * TILE_ROWS + me.row() + 8 * r) / p.plan.group, p.plan.s_q - 1);
+            limit -= p.plan.s_q - 1 - token;
+          }
+#pragma unroll
+          for (int i = 0; i < 8; i++) {
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+              if (token0 + i * 8 + me.quad() * 2 + j >= limit) x[i * 4 + r * 2 + j] = -INFINITY;
+            }
+          }
+        }
+      }
+      // The running maximum moves only when a score exceeds it by much, which one look at the thread's own scores tells for
+      // most blocks. It starts at the first block's maximum, so that P is exact there, and moves in whole steps, so that O's
+      // factors are powers of two.
+      float most[2];
+      bool exceeds = false;
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        most[r] = fmaxf(x[r * 2], x[r * 2 + 1]);
+#pragma unroll
+        for (int i = 1; i < 8; i++) most[r] = fmaxf(most[r], fmaxf(x[i * 4 + r * 2], x[i * 4 + r * 2 + 1]));
+        exceeds |= most[r] * scale > highest[r] + LAZY_LOG2;
+      }
+      const bool moved = __any_sync(~0u, exceeds);
+      if (moved) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          float row_most = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], 1));
+          row_most = fmaxf(row_most, __shfl_xor_sync(~0u, row_most, 2)) * scale;
+          int drop = 0;
+          if (row_most > highest[r] + LAZY_LOG2) {
+            const float step = ceilf(row_most - highest[r]);
+            drop = int(fminf(step, 255.0f));
+            highest[r] = highest[r] == -INFINITY ? row_most : highest[r] + step;
+          }
+          sum[r] *= power_of_two(drop);
+          if (me.quad() == 0) s.rescale[ring.stage()][me.row() + 8 * r] = drop;
+        }
+      }
+      if (me.lane() == 0) s.rescale_flag[ring.stage()][me.warp()] = moved;
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        const float base = highest[r] == -INFINITY ? 0.0f : highest[r];
+        float part_sum = 0;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+#pragma unroll
+          for (int j = 0; j < 2; j++) {
+            float& value = x[i * 4 + r * 2 + j];
+            value = ptx::exp2_fast(fmaf(value, scale, -base));
+            part_sum += value;
+          }
+        }
+        sum[r] += part_sum;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const uint32_t at = kv_tile + ROPE_GROUP * GROUP_BYTES + me.matrix(i * 2);
+        ptx::store_matrix_x4(at, ptx::pack(T{}, x[i * 8], x[i * 8 + 1]), ptx::pack(T{}, x[i * 8 + 2], x[i * 8 + 3]),
+                             ptx::pack(T{}, x[i * 8 + 4], x[i * 8 + 5]), ptx::pack(T{}, x[i * 8 + 6], x[i * 8 + 7]));
+      }
+      if (walk.block == walk.end - 1) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+          sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
+          sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+          if (me.quad() == 0) s.inverse_sum[sequence_count & 1][me.row() + 8 * r] = sum[r] == 0 ? 0.0f : 1.0f / sum[r];
+        }
+      }
+      ptx::fence_proxy_async();
+      __syncwarp();
+      if (me.lane() == 0) ptx::barrier_arrive(ptx::shared_address(&s.ready[ring.stage()]));
+      ring.next();
+    }
+
+    const Lane me;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const int row = Walk::tile(p.plan) * TILE_ROWS + me.row() + 8 * r;
+      if (me.quad() == 0 && row < p.plan.rows) {
+        const float lse = highest[r] + log2f(sum[r]);
+        if (walk.is_split(p.plan)) {
+          p.partial_lse[(size_t(walk.partial(p.plan)) * p.plan.h_kv + Walk::head_kv()) * p.plan.rows + row] = sum[r] == 0 ? -INFINITY : lse;
+        } else {
+          p.lse[lse_index(p.plan, walk.seq, row, Walk::head_kv())] = sum[r] == 0 ? INFINITY : lse * 0.6931471805599453f;
+        }
+      }
+    }
+    if (walk.length > 0) sequence_count++;
+  } while (walk.next(p.plan));
+}
+
+// Four registers a lane of a quad, transposed: lane q gets what lanes 0-3 held in register q.
+__device__ __forceinline__ void transpose_quad(uint32_t (&x)[4], int quad) {
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(~0u, quad & 1 ? x[i] : x[i + 1], 1);
+    if (quad & 1) x[i] = got; else x[i + 1] = got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const uint32_t got = __shfl_xor_sync(~0u, quad & 2 ? x[i] : x[i + 2], 2);
+    if (quad & 2) x[i] = got; else x[i + 2] = got;
+  }
+}
+
+template <class T, int Cluster>
+__device__ void output(const DecodeParams& p, Shared& s) {
+  float o[2][64];  // 128 columns each
+  Ring ring;
+  int sequence_count = 0;
+  if (ptx::thread_id() == 128) {
+    s.loader.start(p.plan);
+    for (int i = 0; i < STAGES; i++) {
+      ptx::copy_async_wait();
+      load_next<Cluster>(p, s.loader, s);
+    }
+  }
+  __syncwarp();
+
+  int turn = 0;  // whose turn it is to fetch
+  Walk walk(p.plan);
+  do {
+    // The first entry of a sequence is its Q tile, which the other role takes: it is only let go of here.
+    bool is_q = walk.length > 0, first = true;
+    while (is_q || walk.block < walk.end) {
+      ptx::barrier_wait(ptx::shared_address(&s.ready[ring.stage()]), ring.parity);
+      const Lane me;
+      if (!is_q) {
+        const uint32_t kv_tile = ptx::shared_address(s.tile[ring.stage()]);
+        if (walk.block + 1 < walk.end) {
+          // The next S goes first, so that the matrix units work on this product while its softmax is under way.
+          Ring ahead = ring;
+          ahead.next();
+          ptx::barrier_wait(ptx::shared_address(&s.scored[ahead.stage()]), ahead.parity);
+        }
+        // Slots past the end may hold NaN, and 0 * NaN is NaN: V becomes zero there. So do what is not finite in keys that
+        // only some rows see; it reaches those rows through their scores.
+        const int valid = walk.length - walk.block * BLOCK_TOKENS;
+        const int common = valid - (p.plan.causal ? p.plan.s_q - 1 : 0);
+        if (common < BLOCK_TOKENS) {
+          const int from = max(common, 0);
+          for (int i = me.thread % 128; i < (BLOCK_TOKENS - from) * 4 * 8; i += 128) {
+            const int token = from + i / 32, group = me.half() * 4 + i / 8 % 4, chunk = (i % 8) ^ (token % 8);
+            uint4* v = reinterpret_cast<uint4*>(s.tile[ring.stage()] + group * GROUP_BYTES + token * 128 + chunk * 16);
+            *v = token < valid ? ptx::finite_or_zero(T{}, *v) : make_uint4(0, 0, 0, 0);
+          }
+          ptx::fence_proxy_async();
+          if (me.half() == 0) ptx::named_barrier<2, 128>(); else ptx::named_barrier<3, 128>();
+        }
+        if (!first && s.rescale_flag[ring.stage()][me.warp()]) {
+          const float f0 = power_of_two(s.rescale[ring.stage()][me.row()]), f1 = power_of_two(s.rescale[ring.stage()][me.row() + 8]);
+#pragma unroll
+          for (int i = 0; i < 32; i++) {
+            float* x = o[i / 16] + i % 16 * 4;
+            x[0] *= f0;
+            x[1] *= f0;
+            x[2] *= f1;
+            x[3] *= f1;
+          }
+        }
+        const uint64_t p_desc = ptx::matrix_descriptor(kv_tile + ROPE_GROUP * GROUP_BYTES, 16, 1024);
+        const uint64_t v_desc = ptx::matrix_descriptor(kv_tile + me.half() * 4 * GROUP_BYTES, GROUP_BYTES, 1024);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          ptx::wgmma_64x128_shared(T{}, o[0], p_desc + ((k * 32) >> 4), v_desc + ((k * 2048) >> 4), !first || k > 0);
+          ptx::wgmma_64x128_shared(T{}, o[1], p_desc + ((k * 32) >> 4), v_desc + ((k * 2048 + 2 * GROUP_BYTES) >> 4), !first || k > 0);
+        }
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<0>();
+        walk.block++;
+        first = false;
+      }
+      is_q = false;
+      ptx::copy_async_wait();  // block ids that this thread fetched are the other's next
+      __syncwarp();
+      if (me.lane() < Cluster) {
+        if constexpr (Cluster == 1) ptx::barrier_arrive(ptx::shared_address(&s.empty[ring.stage()]));
+        else ptx::barrier_arrive_remote(ptx::shared_address(&s.empty[ring.stage()]), me.lane());
+      }
+      if (me.thread / 32 == 4 + 4 * turn) {
+        // Free once the other warpgroup, and the other block of the cluster, have let go of it too.
+        ptx::barrier_wait(ptx::shared_address(&s.empty[ring.stage()]), ring.parity);
+        if (me.lane() == 0) load_next<Cluster>(p, s.loader, s);
+        __syncwarp();
+      }
+      turn ^= 1;
+      ring.next();
+    }
+
+    // The end of a sequence: O to where it belongs. Rows past the end are not written.
+    const Lane me;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const int row = Walk::tile(p.plan) * TILE_ROWS + me.row() + 8 * r;
+      const float inverse = walk.length > 0 ? s.inverse_sum[sequence_count & 1][me.row() + 8 * r] : 0.0f;
+      if (walk.is_split(p.plan)) {
+        float* to = p.partial_out + ((size_t(walk.partial(p.plan)) * p.plan.h_kv + Walk::head_kv()) * p.plan.rows + row) * D_V + me.half() * OUT_COLUMNS + me.quad() * 2;
+        if (row < p.plan.rows) {
+#pragma unroll
+          for (int i = 0; i < 32; i++) {
+            const float* x = o[i / 16] + i % 16 * 4 + r * 2;
+            *reinterpret_cast<float2*>(to + i * 8) = make_float2(x[0] * inverse, x[1] * inverse);
+          }
+        }
+      } else {
+        uint16_t* to = static_cast<uint16_t*>(p.out) + (size_t(walk.seq) * p.plan.h_kv * p.plan.rows + query_row(p.plan, row, Walk::head_kv())) * D_V + me.half() * OUT_COLUMNS + me.quad() * 8;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          uint32_t packed[4];
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            const float* x = o[i / 4] + (i % 4 * 4 + j) * 4 + r * 2;
+            packed[j] = walk.length > 0 ? ptx::pack(T{}, x[0] * inverse, x[1] * inverse) : 0u;
+          }
+          transpose_quad(packed, me.quad());
+          if (row < p.plan.rows) *reinterpret_cast<uint4*>(to + i * 32) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+        }
+      }
+    }
+    if (walk.length > 0) sequence_count++;
+  } while (walk.next(p.plan));
+}
+
+template <class T, int Cluster>
+__device__ void decode(const DecodeParams& p) {
+  extern __shared__ uint8_t dynamic[];
+  Shared& s = *reinterpret_cast<Shared*>(dynamic);
+  const int warp = threadIdx.x / 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; i++) {
+      ptx::barrier_init(ptx::shared_address(&s.loaded[i]), 1);
+      ptx::barrier_init(ptx::shared_address(&s.scored[i]), 4);
+      ptx::barrier_init(ptx::shared_address(&s.ready[i]), 4);
+      ptx::barrier_init(ptx::shared_address(&s.empty[i]), 8 * Cluster);
+    }
+    ptx::fence_barrier_init();
+  }
+  if (threadIdx.x == 128) {
+    ptx::tensor_map_prefetch(&p.kv_low);
+    ptx::tensor_map_prefetch(&p.kv_high);
+    ptx::tensor_map_prefetch(&p.q_low);
+    ptx::tensor_map_prefetch(&p.q_high);
+  }
+  ptx::dependents_launch();
+  if constexpr (Cluster > 1) ptx::cluster_sync(); else __syncthreads();
+
+  if (warp < 4) {
+    ptx::registers_grow<184>();
+    scores<T>(p, s);
+  } else {
+    ptx::registers_shrink<160>();
+    output<T, Cluster>(p, s);
+  }
+  // A block's shared memory must outlive what the other may still send to it.
+  if constexpr (Cluster > 1) ptx::cluster_sync();
+}
+
+}  // namespace
+
+#define DECODE(NAME, TYPE, CLUSTER) \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(const __grid_constant__ DecodeParams p) { decode<ptx::TYPE, CLUSTER>(p); }
+
+DECODE(decode_bf16, Bf16, 1)
+DECODE(decode_bf16_pair, Bf16, 2)
+DECODE(decode_f16, F16, 1)
+DECODE(decode_f16_pair, F16, 2)

@@ -1,0 +1,61 @@
+// What a launch passes to the kernels, by value. src/cuda/params.ts writes these bytes: keep the two in step.
+#pragma once
+#include <cuda.h>
+#include <stdint.h>
+
+constexpr int BLOCK_TOKENS = 64;                      // tokens a KV block
+constexpr int D_QK = 576;
+constexpr int D_V = 512;
+constexpr int TILE_ROWS = 64;                         // query rows a thread block
+constexpr int PART_STRIDE = 8;                        // i32 a part in the schedule
+constexpr int GROUP_DIMS = 64;                        // dims of a swizzled 128-byte column group
+constexpr int GROUP_BYTES = BLOCK_TOKENS * 128;
+constexpr int LOW_GROUPS = 5;                         // dims 0 .. 319
+constexpr int HIGH_GROUPS = 4;                        // dims 320 .. 575, the last group being RoPE
+constexpr int ROPE_GROUP = 8;
+constexpr int TILE_BYTES = (LOW_GROUPS + HIGH_GROUPS) * GROUP_BYTES;
+
+// The batch, as src/plan.ts lays it out: a row a part (schedule.ts), a row a sequence {length, first part, splits, 0},
+// the split sequences, the block table.
+struct Plan {
+  const int* parts;       // [parts, 8]
+  const int* sequences;   // [b, 4]
+  const int* split;       // [split sequences]
+  const int* table;       // [b, table_stride]
+  int table_stride;
+  int rows;               // s_q * h_q / h_kv: query rows of a KV head
+  int group;              // h_q / h_kv
+  int h_kv;
+  int s_q;
+  int causal;
+  float scale_log2;       // softmax_scale * log2(e)
+  int row_tiles;          // thread blocks over rows, a multiple of the cluster size
+};
+
+struct DecodeParams {
+  CUtensorMap kv_low, kv_high;  // {64 dims, 64 tokens, 9 groups, h_kv, num_blocks}, boxes of LOW_GROUPS and HIGH_GROUPS
+  CUtensorMap q_low, q_high;    // {64 dims, b * h_kv * rows, 9 groups}, the same boxes
+  Plan plan;
+  void* out;                    // [b, s_q, h_q, d_v] 16-bit
+  float* lse;                   // [b, h_q, s_q]
+  float* partial_out;           // [2 * parts, h_kv * rows, d_v], normalised
+  float* partial_lse;           // [2 * parts, h_kv * rows], base 2
+};
+
+struct CombineParams {
+  Plan plan;
+  void* out;
+  float* lse;
+  const float* partial_out;
+  const float* partial_lse;
+};
+
+// Which of the s_q * h_q rows of a sequence, in the order of q and out, a row of a KV head's is.
+__device__ __forceinline__ int query_row(const Plan& plan, int row, int head_kv) {
+  return (row / plan.group) * plan.group * plan.h_kv + head_kv * plan.group + row % plan.group;
+}
+
+// Where the LSE of a row goes in [b, h_q, s_q].
+__device__ __forceinline__ int lse_index(const Plan& plan, int seq, int row, int head_kv) {
+  return (seq * plan.h_kv + head_kv) * plan.rows + (row % plan.group) * plan.s_q + row / plan.group;
+}

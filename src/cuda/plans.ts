@@ -1,0 +1,76 @@
+/** Plans on the device: one a step is used by every layer; a few steps may be in flight. */
+import type { DecodeOp, TensorId } from '../backend.ts';
+import { PLAN_LAYOUT, makePlan } from '../plan.ts';
+import { PART_STRIDE } from '../schedule.ts';
+import type { PlanFacts } from './config.ts';
+import type { Allocation, DeviceMemory } from './memory.ts';
+import type { Staging } from './staging.ts';
+
+const KEPT = 8;
+
+export interface PlanOnDevice extends PlanFacts {
+  readonly allocation: Allocation;
+  /** Only of a plan that is kept. */
+  readonly table: TensorId | undefined;
+  readonly metadataId: number;
+  /** Device addresses. */
+  readonly at: { readonly parts: number; readonly sequences: number; readonly split: number; readonly table: number };
+}
+
+export class Plans {
+  readonly #memory: DeviceMemory;
+  readonly #staging: Staging;
+  /** Most recently made last. */
+  readonly #kept: PlanOnDevice[] = [];
+
+  constructor(memory: DeviceMemory, staging: Staging) {
+    this.#memory = memory;
+    this.#staging = staging;
+  }
+
+  /** @param indices contents of the block table; only one that is a tensor is known to hold the same the next time */
+  get(op: DecodeOp, indices: () => Int32Array): PlanOnDevice {
+    const table = typeof op.blockTable === 'number' ? op.blockTable : undefined;
+    if (table !== undefined) for (const plan of this.#kept) if (plan.table === table && plan.metadataId === op.metadataId) return plan;
+    const plan = this.#make(op, table, indices());
+    if (table !== undefined) {
+      if (this.#kept.length === KEPT) this.#memory.release(this.#kept.shift()!.allocation);
+      this.#kept.push(plan);
+    }
+    return plan;
+  }
+
+  /** After the call that it was got for. */
+  done(plan: PlanOnDevice): void {
+    if (plan.table === undefined) this.#memory.release(plan.allocation);
+  }
+
+  /** The tensor's number names nothing any more. */
+  forget(table: TensorId): void {
+    for (let i = this.#kept.length - 1; i >= 0; i--) if (this.#kept[i]!.table === table) this.#memory.release(this.#kept.splice(i, 1)[0]!.allocation);
+  }
+
+  #make(op: DecodeOp, table: TensorId | undefined, indices: Int32Array): PlanOnDevice {
+    const { words, parts, splitSequences } = makePlan(op, indices);
+    const { numSplits } = op.metadata;
+    let mostSplits = 0;
+    for (let i = 0; i < op.b; i++) mostSplits = Math.max(mostSplits, numSplits[i + 1]! - numSplits[i]!);
+    const allocation = this.#memory.take(words.byteLength, 'plan');
+    try {
+      this.#staging.upload(allocation.address, new Uint8Array(words.buffer, words.byteOffset, words.byteLength));
+    } catch (error) {
+      this.#memory.release(allocation);
+      throw error;
+    }
+    const from = allocation.address;
+    return {
+      allocation, table, metadataId: op.metadataId, parts, splitSequences, mostSplits,
+      at: {
+        parts: from + 4 * PLAN_LAYOUT.PLAN_PARTS,
+        sequences: from + 4 * (PLAN_LAYOUT.PLAN_PARTS + parts * PART_STRIDE),
+        split: from + 4 * words[PLAN_LAYOUT.PLAN_SPLIT_AT]!,
+        table: from + 4 * words[PLAN_LAYOUT.PLAN_TABLE_AT]!,
+      },
+    };
+  }
+}

@@ -1,0 +1,32 @@
+/** What a tensor is on the device: one allocation. */
+import { elementBytes, elementCount, type HostData, type TensorSpec } from '../backend.ts';
+import { encode16 } from '../bf16.ts';
+import { shapeText } from '../errors.ts';
+import type { CudaContext } from './context.ts';
+import type { Allocation, DeviceMemory } from './memory.ts';
+
+export interface Storage {
+  readonly spec: TensorSpec;
+  readonly byteLength: number;
+  readonly allocation: Allocation;
+  /** i32 tensors: the contents, for plans made on the host. */
+  readonly host: Int32Array | undefined;
+}
+
+/** @throws MlaError limit-exceeded, out-of-memory, device-lost */
+export function allocate(spec: TensorSpec, memory: DeviceMemory, context: CudaContext, data: HostData | undefined): Storage {
+  const byteLength = elementCount(spec.shape) * elementBytes(spec.dtype);
+  const rows = spec.shape[0] ?? 1;
+  const isCache = spec.shape.length === 4 && elementBytes(spec.dtype) === 2;
+  const blockBytes = byteLength / rows;
+  const allocation = memory.take(byteLength, `${spec.dtype} ${shapeText(spec.shape)}`, isCache
+    ? { argument: 'numBlocks', expected: `at most ${Math.floor(context.device.memoryBytes / blockBytes)} blocks of ${blockBytes} B`, got: String(rows) }
+    : {});
+  return { spec, byteLength, allocation, host: spec.dtype === 'i32' && data ? (data as Int32Array).slice() : undefined };
+}
+
+/** The elements as the device stores them. */
+export function deviceBytes({ dtype }: TensorSpec, data: HostData): Uint8Array {
+  const bits = data instanceof Float32Array && (dtype === 'bf16' || dtype === 'f16') ? encode16(dtype, data) : data;
+  return new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength);
+}
