@@ -130,6 +130,7 @@ export class CudaContext {
     this.#fences.clear();
     this.#timed.clear();
     calls.cuStreamDestroy_v2(this.stream);
+    calls.cuCtxSetCurrent(0); // or this thread would be left in a context that may be gone
     calls.cuDevicePrimaryCtxRelease_v2(this.device.handle);
   }
 

@@ -64,8 +64,8 @@ const CANDIDATES: Readonly<Record<DeviceKind, readonly Candidate[]>> = {
   software: [
     { rows: 4, tokens: 16, threads: 32, rowTile: 4 },
     { rows: 4, tokens: 8, threads: 32, rowTile: 4 },
-    { rows: 16, tokens: 16, threads: 32, rowTile: 4 },
-    { rows: 16, tokens: 8, threads: 32, rowTile: 4 },
+    { rows: 16, tokens: 16, threads: 32, rowTile: 8 },
+    { rows: 16, tokens: 8, threads: 32, rowTile: 8 },
   ],
 };
 

@@ -1,3 +1,3 @@
 import { gridOf } from './grid.ts';
 
-gridOf(64);
+gridOf(64, 1);

@@ -1,0 +1,3 @@
+import { gridOf } from './grid.ts';
+
+gridOf(64, 2);
