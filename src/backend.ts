@@ -18,7 +18,19 @@ export interface TensorSpec {
 /** i32 data small enough to travel with a call, or a tensor that already lives on the device. */
 export type IndexData = Int32Array | TensorId;
 
-export interface DecodeOp {
+/** A decode call in numbers. */
+export interface DecodeShape {
+  readonly b: number;
+  readonly sQ: number;
+  readonly hQ: number;
+  readonly hKv: number;
+  readonly dQk: number;
+  readonly dV: number;
+  readonly blockSize: number;
+  readonly dtype: KvDType;
+}
+
+export interface DecodeOp extends DecodeShape {
   readonly q: TensorId;
   readonly kvCache: TensorId;
   readonly out: TensorId;
@@ -28,14 +40,6 @@ export interface DecodeOp {
   /** Names the metadata, so that a backend uploads it once. */
   readonly metadataId: number;
   readonly metadata: MlaMetadata;
-  readonly dtype: KvDType;
-  readonly b: number;
-  readonly sQ: number;
-  readonly hQ: number;
-  readonly hKv: number;
-  readonly dQk: number;
-  readonly dV: number;
-  readonly blockSize: number;
   readonly softmaxScale: number;
   readonly causal: boolean;
 }

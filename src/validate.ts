@@ -3,22 +3,15 @@
  *
  * What comes out is the problem in plain numbers. Limits of a device are that backend's to check.
  */
+import type { DecodeShape } from './backend.ts';
 import { MlaError, describe, shapeText } from './errors.ts';
 import type { DType, DecodeArgs, IndexInput, KvDType, MlaMetadata } from './mla.ts';
 import { BLOCK_SIZES, checkSeqlens } from './schedule.ts';
 import { DeviceTensor, checkShape } from './tensor.ts';
 
-/** A decode problem in numbers; `DecodeOp` is this plus tensors. */
-export interface Problem {
-  readonly b: number;
-  readonly sQ: number;
-  readonly hQ: number;
-  readonly hKv: number;
-  readonly dQk: number;
-  readonly dV: number;
-  readonly blockSize: number;
+/** A decode problem: the shape of the call and of the pool. */
+export interface Problem extends DecodeShape {
   readonly numBlocks: number;
-  readonly dtype: KvDType;
 }
 
 export interface CheckedDecode {
