@@ -3,7 +3,7 @@
 // Computes softmax(scale Q K^T) V for a tile of 64 query rows over one part of the schedule. K and V are the same cached
 // rows of 576 numbers; V is their first 512. A row is a (query token, head) pair that shares the KV head.
 //
-// How work is cut. Thread block (x, y): x = (part, row tile), y = KV head. With more than 64 rows two row tiles form a
+// How work is cut. Thread block (x, y, z): x = row tile, y = part, z = KV head. With more than 64 rows two row tiles form a
 // cluster and every KV block is fetched once for both (multicast), half of it by each. A block has two roles:
 //   scores    warps 0-3:  S = Q K^T, softmax, P
 //   output    warps 4-7 and 8-11: O += P V, 256 columns each; one thread of them fetches the next tile (TMA) as soon as
@@ -26,6 +26,7 @@ namespace {
 
 constexpr int STAGES = 3;
 constexpr int THREADS = 384;
+constexpr int LOADING_THREAD = 128;  // of the first turn
 constexpr int OUT_COLUMNS = 256;     // a warpgroup's share of D_V
 constexpr float LAZY_LOG2 = 8.0f;
 
@@ -37,65 +38,73 @@ struct Walk {
   int end;    // past its last block in this part
   int length;
 
-  static __device__ __forceinline__ const int* row(const Plan& plan) { return plan.parts + block_x() / plan.row_tiles * PART_STRIDE; }
-  static __device__ __forceinline__ int block_x() {
+  // Opaque: made where they are used, so that no register is kept.
+  static __device__ __forceinline__ int tile() {
     int x;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
     return x;
   }
-  static __device__ __forceinline__ int tile(const Plan& plan) { return block_x() % plan.row_tiles; }
-  static __device__ __forceinline__ int head_kv() {
+  static __device__ __forceinline__ int part() {
     int y;
     asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(y));
     return y;
   }
+  static __device__ __forceinline__ int head_kv() {
+    int z;
+    asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(z));
+    return z;
+  }
+  static __device__ __forceinline__ const int* row(const Plan& plan) { return plan.parts + part() * PART_STRIDE; }
   static __device__ __forceinline__ int read(const int* p) {
     int x;
     asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(x) : "l"(p));
     return x;
   }
 
+  static __device__ __forceinline__ int4 read4(const int* p) {
+    int4 x;
+    asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(p));
+    return x;
+  }
+
   Walk() = default;
-  __device__ __forceinline__ Walk(const Plan& plan) { enter(plan, read(row(plan)), read(row(plan) + 1)); }
-  __device__ __forceinline__ void enter(const Plan& plan, int sequence, int first_block) {
+  __device__ __forceinline__ Walk(const Plan& plan) : Walk(read4(row(plan)), read(row(plan) + 4)) {}
+  // From a part's row: its first four words, and the length of its first sequence.
+  __device__ __forceinline__ Walk(int4 part, int first_length) { enter(part.x, part.y, first_length, part.z, part.w); }
+  __device__ __forceinline__ void enter(int sequence, int first_block, int sequence_length, int last_sequence, int last_end) {
     seq = sequence;
     block = first_block;
-    length = read(plan.sequences + seq * 4);
+    length = sequence_length;
     end = (length + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    if (seq == read(row(plan) + 2)) end = min(end, read(row(plan) + 3));
+    if (seq == last_sequence) end = min(end, last_end);
+  }
+  // Index of the partial result that this part leaves of the sequence; -1 when it has the whole of it.
+  __device__ __forceinline__ int partial(const Plan& plan) const {
+    const int4 first = read4(row(plan)), more = read4(row(plan) + 4);
+    return seq == first.x ? more.z : seq == first.z ? more.w : -1;
   }
   // To the next sequence; false past the last.
   __device__ __forceinline__ bool next(const Plan& plan) {
-    if (seq == read(row(plan) + 2)) return false;
-    enter(plan, seq + 1, 0);
+    const int4 part = read4(row(plan));
+    if (seq == part.z) return false;
+    enter(seq + 1, 0, read(plan.sequences + (seq + 1) * 4), part.z, part.w);
     return true;
   }
-  __device__ __forceinline__ bool is_split(const Plan& plan) const { return read(plan.sequences + seq * 4 + 2) > 1; }
-  // Index of the partial result that this part leaves for a split sequence.
-  __device__ __forceinline__ int partial(const Plan& plan) const { return block_x() / plan.row_tiles * 2 + (seq == read(row(plan)) ? 0 : 1); }
 };
 
-// A place in the ring. Opaque to the compiler where addresses are made from it, or it would keep one register for each.
+// A place in the ring: one number, 0 .. 5, as registers are short. Opaque to the compiler where addresses are made from
+// it, or it would keep one register for each.
 struct Ring {
-  int place = 0;
-  uint32_t parity = 0;
+  int clock = 0;
   __device__ __forceinline__ int stage() const {
-    int x = place;
+    int x = clock;
     asm volatile("" : "+r"(x));
-    return x;
+    return x >= STAGES ? x - STAGES : x;
   }
-  __device__ __forceinline__ void next() {
-    if (++place == STAGES) {
-      place = 0;
-      parity ^= 1;
-    }
-  }
-  __device__ __forceinline__ void back() {
-    if (--place < 0) {
-      place = STAGES - 1;
-      parity ^= 1;
-    }
-  }
+  __device__ __forceinline__ uint32_t parity() const { return clock >= STAGES; }
+  // Of the output role's warpgroups: which one fetches into this place when it is free.
+  __device__ __forceinline__ int turn() const { return clock % 2; }
+  __device__ __forceinline__ void next() { clock = clock == 2 * STAGES - 1 ? 0 : clock + 1; }
 };
 
 // What follows from a thread's number in its warpgroup. Made anew in every phase: registers are too short to keep it.
@@ -131,21 +140,24 @@ struct Loader {
     if (block < walk.end) ptx::copy_async_4(ptx::shared_address(&ids[block % 4]), table + block);
   }
   // The Q tile of the walk's sequence comes next, or of the first after it that has blocks.
-  __device__ __forceinline__ void plan_q(const Plan& plan, bool more) {
+  __device__ __forceinline__ void plan_q(const Plan& plan, bool more, int first_id = -1) {
+    const int seq = walk.seq;
     while (more && walk.length == 0) more = walk.next(plan);
     kind = more ? Q : NONE;
     if (!more) return;
     coordinate = (walk.seq * plan.h_kv + head_kv) * plan.rows + row;
     table = plan.table + size_t(walk.seq) * plan.table_stride;
-    fetch_id(walk.block);
+    if (first_id >= 0 && walk.seq == seq) ids[walk.block % 4] = first_id;
+    else fetch_id(walk.block);
   }
   __device__ __forceinline__ void start(const Plan& plan) {
+    const int4 part = Walk::read4(Walk::row(plan)), first = Walk::read4(Walk::row(plan) + 4);
     head_kv = Walk::head_kv();
-    row = Walk::tile(plan) * TILE_ROWS;
+    row = Walk::tile() * TILE_ROWS;
     rank = ptx::cluster_rank();
     place = 0;
-    walk = Walk(plan);
-    plan_q(plan, true);
+    walk = Walk(part, first.x);
+    plan_q(plan, true, first.y);
   }
   // Works out the entry after this one. Ids that other turns fetched must have come.
   __device__ __forceinline__ void advance(const Plan& plan) {
@@ -168,10 +180,11 @@ struct Shared {
   alignas(128) uint8_t q_last[TILE_ROWS * 32];  // dims 496 .. 511 of Q: core matrices of 8 rows x 16 bytes, [2][8]
   uint8_t rescale[STAGES][TILE_ROWS];  // O is to be divided by 2 to this, where the flag is set; 255 makes it zero
   float inverse_sum[2][TILE_ROWS];   // 1 / l of the last two sequences; 0 for an empty row
+  int partial[4];                    // of the last sequences: the partial result to leave; -1 for one that is not split
   int rescale_flag[STAGES][4];       // a warp each
   uint64_t loaded[STAGES];           // TMA -> scores
   uint64_t scored[STAGES];           // scores -> output: S is made (order only)
-  uint64_t ready[STAGES];            // scores -> output: P is in place, or Q is taken
+  uint64_t ready[STAGES];            // scores, every thread -> output: P is in place, or Q is taken
   uint64_t empty[STAGES];            // output of every block of the cluster -> its loads
   Loader loader;
 };
@@ -207,6 +220,7 @@ __device__ __forceinline__ float power_of_two(int drop) { return drop > 126 ? 0.
 template <class T>
 __device__ void scores(const DecodeParams& p, Shared& s) {
   uint32_t q[8][4][4];
+  const uint32_t lane_at = Lane().matrix(0);  // the chunk 2 i is at this ^ 32 i
   Ring ring;
   int sequence_count = 0;
   Walk walk(p.plan);
@@ -216,14 +230,15 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
     if (walk.length > 0) {
       // Q: latent dims to registers, RoPE dims to their own tile
       const Lane me;
-      ptx::barrier_wait(ptx::shared_address(&s.loaded[ring.stage()]), ring.parity);
+      if (me.thread == 0) s.partial[sequence_count & 3] = walk.partial(p.plan);
+      ptx::barrier_wait(ptx::shared_address(&s.loaded[ring.stage()]), ring.parity());
       const uint32_t q_tile = ptx::shared_address(s.tile[ring.stage()]);
 #pragma unroll
       for (int g = 0; g < 8; g++) {
 #pragma unroll
         for (int k = 0; k < 4; k++) {
           if (g == 7 && k == 3) continue;
-          const uint32_t at = q_tile + me.matrix(k * 2) + g * GROUP_BYTES;
+          const uint32_t at = q_tile + (lane_at ^ k * 32) + g * GROUP_BYTES;
           ptx::load_matrix_x4(at, q[g][k][0], q[g][k][1], q[g][k][2], q[g][k][3]);
         }
       }
@@ -240,8 +255,8 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
       ptx::named_barrier<1, 128>();
       if (me.lane() == 0) {
         ptx::barrier_arrive(ptx::shared_address(&s.scored[ring.stage()]));  // keeps its phases in step with the ring
-        ptx::barrier_arrive(ptx::shared_address(&s.ready[ring.stage()]));
       }
+      ptx::barrier_arrive(ptx::shared_address(&s.ready[ring.stage()]));
       ring.next();
     }
 
@@ -250,7 +265,7 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
       const uint64_t k_desc = ptx::matrix_descriptor(kv_tile, 16, 1024);
       const uint64_t q_rope_desc = ptx::matrix_descriptor(ptx::shared_address(s.q_rope), 16, 1024);
       float x[32];
-      ptx::barrier_wait(ptx::shared_address(&s.loaded[ring.stage()]), ring.parity);
+      ptx::barrier_wait(ptx::shared_address(&s.loaded[ring.stage()]), ring.parity());
       ptx::wgmma_fence();
 #pragma unroll
       for (int g = 0; g < 8; g++) {
@@ -272,26 +287,23 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
 
       // softmax: x[4 i + j] is row row() + 8 (j / 2), token 8 i + 2 quad() + j % 2
       const float scale = fabsf(p.plan.scale_log2);
-      if (p.plan.scale_log2 < 0) {
+      if (__builtin_expect(p.plan.scale_log2 < 0, 0)) {
 #pragma unroll
         for (int i = 0; i < 32; i++) x[i] = -x[i];
       }
       const int token0 = walk.block * BLOCK_TOKENS;
       const bool tail = token0 + BLOCK_TOKENS > walk.length - (p.plan.causal ? p.plan.s_q - 1 : 0);
-      if (tail) {
+      if (__builtin_expect(tail, 0)) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-          int limit = walk.length;
+          int limit = walk.length - token0 - me.quad() * 2;  // in tokens from x[0]'s
           if (p.plan.causal) {
-            const int token = min((Walk::tile(p.plan) * TILE_ROWS + me.row() + 8 * r) / p.plan.group, p.plan.s_q - 1);
+            const int token = min((Walk::tile() * TILE_ROWS + me.row() + 8 * r) / p.plan.group, p.plan.s_q - 1);
             limit -= p.plan.s_q - 1 - token;
           }
 #pragma unroll
-          for (int i = 0; i < 8; i++) {
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-              if (token0 + i * 8 + me.quad() * 2 + j >= limit) x[i * 4 + r * 2 + j] = -INFINITY;
-            }
+          for (int i = 0; i < 16; i++) {
+            if (i / 2 * 8 + i % 2 >= limit) x[i / 2 * 4 + r * 2 + i % 2] = -INFINITY;
           }
         }
       }
@@ -308,7 +320,7 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
         exceeds |= most[r] * scale > highest[r] + LAZY_LOG2;
       }
       const bool moved = __any_sync(~0u, exceeds);
-      if (moved) {
+      if (__builtin_expect(moved, 0)) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
           float row_most = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], 1));
@@ -341,11 +353,11 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
       }
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const uint32_t at = kv_tile + ROPE_GROUP * GROUP_BYTES + me.matrix(i * 2);
+        const uint32_t at = kv_tile + ROPE_GROUP * GROUP_BYTES + (lane_at ^ i * 32);
         ptx::store_matrix_x4(at, ptx::pack(T{}, x[i * 8], x[i * 8 + 1]), ptx::pack(T{}, x[i * 8 + 2], x[i * 8 + 3]),
                              ptx::pack(T{}, x[i * 8 + 4], x[i * 8 + 5]), ptx::pack(T{}, x[i * 8 + 6], x[i * 8 + 7]));
       }
-      if (walk.block == walk.end - 1) {
+      if (__builtin_expect(walk.block == walk.end - 1, 0)) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
           sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
@@ -354,19 +366,19 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
         }
       }
       ptx::fence_proxy_async();
-      __syncwarp();
-      if (me.lane() == 0) ptx::barrier_arrive(ptx::shared_address(&s.ready[ring.stage()]));
+      ptx::barrier_arrive(ptx::shared_address(&s.ready[ring.stage()]));
       ring.next();
     }
 
     const Lane me;
+    const int partial = walk.length > 0 ? s.partial[sequence_count & 3] : -1;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const int row = Walk::tile(p.plan) * TILE_ROWS + me.row() + 8 * r;
+      const int row = Walk::tile() * TILE_ROWS + me.row() + 8 * r;
       if (me.quad() == 0 && row < p.plan.rows) {
         const float lse = highest[r] + log2f(sum[r]);
-        if (walk.is_split(p.plan)) {
-          p.partial_lse[(size_t(walk.partial(p.plan)) * p.plan.h_kv + Walk::head_kv()) * p.plan.rows + row] = sum[r] == 0 ? -INFINITY : lse;
+        if (partial >= 0) {
+          p.partial_info[(size_t(partial) * p.plan.h_kv + Walk::head_kv()) * p.plan.rows + row].x = sum[r] == 0 ? -INFINITY : lse;
         } else {
           p.lse[lse_index(p.plan, walk.seq, row, Walk::head_kv())] = sum[r] == 0 ? INFINITY : lse * 0.6931471805599453f;
         }
@@ -376,17 +388,80 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
   } while (walk.next(p.plan));
 }
 
-// Four registers a lane of a quad, transposed: lane q gets what lanes 0-3 held in register q.
-__device__ __forceinline__ void transpose_quad(uint32_t (&x)[4], int quad) {
+// A power of two at least as large as every number of a quad's row (r: this one or the 8th after) times `factor`: what f16
+// partial results are stored over. 1 where a number is not finite.
+__device__ __forceinline__ float row_scale(const float (&o)[2][64], int r, float factor) {
+  float most = 0;
 #pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t got = __shfl_xor_sync(~0u, quad & 1 ? x[i] : x[i + 1], 1);
-    if (quad & 1) x[i] = got; else x[i + 1] = got;
+  for (int i = 0; i < 64; i++) most = fmaxf(most, fabsf(o[i / 32][i % 32 / 2 * 4 + r * 2 + i % 2]));
+  most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+  most = fmaxf(most, __shfl_xor_sync(~0u, most, 2)) * factor;
+  const int exponent = __float_as_int(most) >> 23;
+  return exponent >= 254 ? 1.0f : __int_as_float((max(exponent, 20) + 1) << 23);
+}
+
+// Puts a warp's 16 x 256 share of O, times its rows' factors, into shared memory: rows of 512 bytes, each rotated by 16 bytes
+// times its number mod 8, so that a matrix store meets every bank once.
+template <class T>
+__device__ __forceinline__ void stage(const float (&o)[2][64], const float (&factor)[2], uint32_t to, const Lane& me) {
+  const int row = me.lane() % 16;
+  const uint32_t rotated = (me.lane() / 16 + row % 8) * 16;
+  to += row * OUT_COLUMNS * 2;
+#pragma unroll
+  for (int i = 0; i < 16; i++) {  // 16 columns
+    const float* x = o[i / 8] + i % 8 * 8;
+    ptx::store_matrix_x4(to + (i * 32 + rotated) % (OUT_COLUMNS * 2), ptx::pack(T{}, x[0] * factor[0], x[1] * factor[0]), ptx::pack(T{}, x[2] * factor[1], x[3] * factor[1]),
+                         ptx::pack(T{}, x[4] * factor[0], x[5] * factor[0]), ptx::pack(T{}, x[6] * factor[1], x[7] * factor[1]));
   }
+}
+
+// The end of a sequence: this warpgroup's half of O to where it belongs, by way of its half of the last V, which it has used
+// up. Rows past the end are not written.
+template <class T>
+__device__ __forceinline__ void leave_sequence(const DecodeParams& p, Shared& s, const float (&o)[2][64], int seq, int sequence_count, int stage_of_v) {
+  const Lane me;
+  const int partial = s.partial[sequence_count & 3];
+  const float* inverse_sum = s.inverse_sum[sequence_count & 1];
+  float factor[2] = {inverse_sum[me.row()], inverse_sum[me.row() + 8]};
+  const uint32_t staging = ptx::shared_address(s.tile[stage_of_v]) + me.half() * 4 * GROUP_BYTES + me.warp() * GROUP_BYTES;
+  if (me.half() == 0) ptx::named_barrier<2, 128>(); else ptx::named_barrier<3, 128>();  // every warp's product is made
+  const int head_kv = Walk::head_kv(), first_row = Walk::tile() * TILE_ROWS + me.warp() * 16;
+  if (first_row >= p.plan.rows) return;
+  uint16_t* to;
+  if (partial >= 0) {
+    const size_t at = (size_t(partial) * p.plan.h_kv + head_kv) * p.plan.rows + first_row;
+    float4* info = p.partial_info + at + me.lane() / 4;
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const uint32_t got = __shfl_xor_sync(~0u, quad & 2 ? x[i] : x[i + 2], 2);
-    if (quad & 2) x[i] = got; else x[i + 2] = got;
+    for (int r = 0; r < 2; r++) {
+      const float scale = row_scale(o, r, factor[r]);
+      factor[r] *= __int_as_float((254 << 23) - __float_as_int(scale));  // over a power of two
+      if (me.quad() == 0 && first_row + me.lane() / 4 + 8 * r < p.plan.rows) (&info[8 * r].y)[me.half()] = scale;
+    }
+    stage<ptx::F16>(o, factor, staging, me);
+    to = p.partial_out + at * D_V;
+  } else {
+    stage<T>(o, factor, staging, me);
+    to = static_cast<uint16_t*>(p.out) + (size_t(seq) * p.plan.h_kv * p.plan.rows + query_row(p.plan, first_row, head_kv)) * D_V;
+  }
+  __syncwarp();
+  to += me.half() * OUT_COLUMNS + me.lane() * 8;
+  const bool scattered = partial < 0 && p.plan.s_q > 1 && p.plan.h_kv > 1;  // rows of a KV head do not lie together
+#pragma unroll 4
+  for (int i = 0; i < 16; i++) {
+    if (first_row + i >= p.plan.rows) break;
+    const int gap = scattered ? query_row(p.plan, first_row + i, head_kv) - query_row(p.plan, first_row, head_kv) : i;
+    *reinterpret_cast<uint4*>(to + gap * D_V) = ptx::load_shared(staging + i * OUT_COLUMNS * 2 + (me.lane() + i % 8) % 32 * 16);
+  }
+}
+
+// The output of a sequence of length zero.
+__device__ __forceinline__ void leave_zeros(const DecodeParams& p, int seq) {
+  const int head_kv = Walk::head_kv(), first_row = Walk::tile() * TILE_ROWS;
+  for (int i = threadIdx.x - 128; i < TILE_ROWS * D_V / 8; i += 256) {
+    const int row = first_row + i / (D_V / 8);
+    if (row >= p.plan.rows) break;
+    uint16_t* to = static_cast<uint16_t*>(p.out) + (size_t(seq) * p.plan.h_kv * p.plan.rows + query_row(p.plan, row, head_kv)) * D_V;
+    *reinterpret_cast<uint4*>(to + i % (D_V / 8) * 8) = make_uint4(0, 0, 0, 0);
   }
 }
 
@@ -395,36 +470,55 @@ __device__ void output(const DecodeParams& p, Shared& s) {
   float o[2][64];  // 128 columns each
   Ring ring;
   int sequence_count = 0;
-  if (ptx::thread_id() == 128) {
-    s.loader.start(p.plan);
-    for (int i = 0; i < STAGES; i++) {
+  if (ptx::thread_id() == LOADING_THREAD) {
+#pragma unroll 1
+    for (int i = 1; i < STAGES; i++) {  // the first entry went before the roles parted
       ptx::copy_async_wait();
       load_next<Cluster>(p, s.loader, s);
     }
   }
   __syncwarp();
 
-  int turn = 0;  // whose turn it is to fetch
+  // Lets go of the place, and fetches into it if it is this warpgroup's turn.
+  auto release = [&] {
+    const Lane me;
+    ptx::copy_async_wait();  // block ids that this thread fetched are the other's next
+    __syncwarp();
+    if (me.lane() < Cluster) {
+      if constexpr (Cluster == 1) ptx::barrier_arrive(ptx::shared_address(&s.empty[ring.stage()]));
+      else ptx::barrier_arrive_remote(ptx::shared_address(&s.empty[ring.stage()]), me.lane());
+    }
+    if (me.thread / 32 == 4 + 4 * ring.turn()) {
+      // Free once the other warpgroup, and the other block of the cluster, have let go of it too.
+      ptx::barrier_wait(ptx::shared_address(&s.empty[ring.stage()]), ring.parity());
+      if (me.lane() == 0) load_next<Cluster>(p, s.loader, s);
+      __syncwarp();
+    }
+    ring.next();
+  };
+
   Walk walk(p.plan);
   do {
     // The first entry of a sequence is its Q tile, which the other role takes: it is only let go of here.
-    bool is_q = walk.length > 0, first = true;
-    while (is_q || walk.block < walk.end) {
-      ptx::barrier_wait(ptx::shared_address(&s.ready[ring.stage()]), ring.parity);
+    const int entries = walk.length > 0 ? 1 + walk.end - walk.block : 0;
+    const int tokens = walk.length - (walk.block - 1) * BLOCK_TOKENS;  // from where entry 0 would be a block
+    for (int entry = 0; entry < entries; entry++) {
+      ptx::barrier_wait(ptx::shared_address(&s.ready[ring.stage()]), ring.parity());
       const Lane me;
-      if (!is_q) {
+      if (entry > 0) {
+        const bool first = entry == 1;
         const uint32_t kv_tile = ptx::shared_address(s.tile[ring.stage()]);
-        if (walk.block + 1 < walk.end) {
+        if (entry + 1 < entries) {
           // The next S goes first, so that the matrix units work on this product while its softmax is under way.
           Ring ahead = ring;
           ahead.next();
-          ptx::barrier_wait(ptx::shared_address(&s.scored[ahead.stage()]), ahead.parity);
+          ptx::barrier_wait(ptx::shared_address(&s.scored[ahead.stage()]), ahead.parity());
         }
         // Slots past the end may hold NaN, and 0 * NaN is NaN: V becomes zero there. So do what is not finite in keys that
         // only some rows see; it reaches those rows through their scores.
-        const int valid = walk.length - walk.block * BLOCK_TOKENS;
+        const int valid = tokens - entry * BLOCK_TOKENS;
         const int common = valid - (p.plan.causal ? p.plan.s_q - 1 : 0);
-        if (common < BLOCK_TOKENS) {
+        if (__builtin_expect(common < BLOCK_TOKENS, 0)) {
           const int from = max(common, 0);
           for (int i = me.thread % 128; i < (BLOCK_TOKENS - from) * 4 * 8; i += 128) {
             const int token = from + i / 32, group = me.half() * 4 + i / 8 % 4, chunk = (i % 8) ^ (token % 8);
@@ -434,7 +528,7 @@ __device__ void output(const DecodeParams& p, Shared& s) {
           ptx::fence_proxy_async();
           if (me.half() == 0) ptx::named_barrier<2, 128>(); else ptx::named_barrier<3, 128>();
         }
-        if (!first && s.rescale_flag[ring.stage()][me.warp()]) {
+        if (__builtin_expect(!first && s.rescale_flag[ring.stage()][me.warp()], 0)) {
           const float f0 = power_of_two(s.rescale[ring.stage()][me.row()]), f1 = power_of_two(s.rescale[ring.stage()][me.row() + 8]);
 #pragma unroll
           for (int i = 0; i < 32; i++) {
@@ -455,57 +549,16 @@ __device__ void output(const DecodeParams& p, Shared& s) {
         }
         ptx::wgmma_commit();
         ptx::wgmma_wait<0>();
-        walk.block++;
-        first = false;
       }
-      is_q = false;
-      ptx::copy_async_wait();  // block ids that this thread fetched are the other's next
-      __syncwarp();
-      if (me.lane() < Cluster) {
-        if constexpr (Cluster == 1) ptx::barrier_arrive(ptx::shared_address(&s.empty[ring.stage()]));
-        else ptx::barrier_arrive_remote(ptx::shared_address(&s.empty[ring.stage()]), me.lane());
-      }
-      if (me.thread / 32 == 4 + 4 * turn) {
-        // Free once the other warpgroup, and the other block of the cluster, have let go of it too.
-        ptx::barrier_wait(ptx::shared_address(&s.empty[ring.stage()]), ring.parity);
-        if (me.lane() == 0) load_next<Cluster>(p, s.loader, s);
-        __syncwarp();
-      }
-      turn ^= 1;
-      ring.next();
+      if (entry + 1 == entries) break;
+      release();
     }
-
-    // The end of a sequence: O to where it belongs. Rows past the end are not written.
-    const Lane me;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const int row = Walk::tile(p.plan) * TILE_ROWS + me.row() + 8 * r;
-      const float inverse = walk.length > 0 ? s.inverse_sum[sequence_count & 1][me.row() + 8 * r] : 0.0f;
-      if (walk.is_split(p.plan)) {
-        float* to = p.partial_out + ((size_t(walk.partial(p.plan)) * p.plan.h_kv + Walk::head_kv()) * p.plan.rows + row) * D_V + me.half() * OUT_COLUMNS + me.quad() * 2;
-        if (row < p.plan.rows) {
-#pragma unroll
-          for (int i = 0; i < 32; i++) {
-            const float* x = o[i / 16] + i % 16 * 4 + r * 2;
-            *reinterpret_cast<float2*>(to + i * 8) = make_float2(x[0] * inverse, x[1] * inverse);
-          }
-        }
-      } else {
-        uint16_t* to = static_cast<uint16_t*>(p.out) + (size_t(walk.seq) * p.plan.h_kv * p.plan.rows + query_row(p.plan, row, Walk::head_kv())) * D_V + me.half() * OUT_COLUMNS + me.quad() * 8;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-          uint32_t packed[4];
-#pragma unroll
-          for (int j = 0; j < 4; j++) {
-            const float* x = o[i / 4] + (i % 4 * 4 + j) * 4 + r * 2;
-            packed[j] = walk.length > 0 ? ptx::pack(T{}, x[0] * inverse, x[1] * inverse) : 0u;
-          }
-          transpose_quad(packed, me.quad());
-          if (row < p.plan.rows) *reinterpret_cast<uint4*>(to + i * 32) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
-        }
-      }
+    if (entries > 0) {
+      leave_sequence<T>(p, s, o, walk.seq, sequence_count++, ring.stage());
+      release();
+    } else {
+      leave_zeros(p, walk.seq);
     }
-    if (walk.length > 0) sequence_count++;
   } while (walk.next(p.plan));
 }
 
@@ -514,23 +567,23 @@ __device__ void decode(const DecodeParams& p) {
   extern __shared__ uint8_t dynamic[];
   Shared& s = *reinterpret_cast<Shared*>(dynamic);
   const int warp = threadIdx.x / 32;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == LOADING_THREAD) {
+    s.loader.start(p.plan);  // here, so that the plan's dependent loads overlap the meeting of the cluster
     for (int i = 0; i < STAGES; i++) {
       ptx::barrier_init(ptx::shared_address(&s.loaded[i]), 1);
       ptx::barrier_init(ptx::shared_address(&s.scored[i]), 4);
-      ptx::barrier_init(ptx::shared_address(&s.ready[i]), 4);
+      ptx::barrier_init(ptx::shared_address(&s.ready[i]), 128);
       ptx::barrier_init(ptx::shared_address(&s.empty[i]), 8 * Cluster);
     }
     ptx::fence_barrier_init();
-  }
-  if (threadIdx.x == 128) {
+    ptx::copy_async_wait();
+    load_next<Cluster>(p, s.loader, s);  // Q, for this block alone
+  } else if (threadIdx.x == 0) {
     ptx::tensor_map_prefetch(&p.kv_low);
     ptx::tensor_map_prefetch(&p.kv_high);
-    ptx::tensor_map_prefetch(&p.q_low);
-    ptx::tensor_map_prefetch(&p.q_high);
   }
   ptx::dependents_launch();
-  if constexpr (Cluster > 1) ptx::cluster_sync(); else __syncthreads();
+  if constexpr (Cluster > 1) ptx::cluster_sync_relaxed(); else __syncthreads();
 
   if (warp < 4) {
     ptx::registers_grow<184>();
@@ -540,7 +593,7 @@ __device__ void decode(const DecodeParams& p) {
     output<T, Cluster>(p, s);
   }
   // A block's shared memory must outlive what the other may still send to it.
-  if constexpr (Cluster > 1) ptx::cluster_sync();
+  if constexpr (Cluster > 1) ptx::cluster_sync_relaxed();
 }
 
 }  // namespace

@@ -15,12 +15,16 @@ constexpr int HIGH_GROUPS = 4;                        // dims 320 .. 575, the la
 constexpr int ROPE_GROUP = 8;
 constexpr int TILE_BYTES = (LOW_GROUPS + HIGH_GROUPS) * GROUP_BYTES;
 
-// The batch, as src/plan.ts lays it out: a row a part (schedule.ts), a row a sequence {length, first part, splits, 0},
-// the split sequences, the block table.
+// The batch, as src/plan.ts lays it out:
+//   a row a part       {first sequence, its first block, last sequence, end in it; length of the first sequence, id of its
+//                      first block here, index of the partial result to leave of the first and of the last, or -1}
+//   a row a sequence   {length, first part, splits, index of its first partial result}
+//   the block table; and, from src/cuda/plans.ts, what thread blocks of combine.cu take {sequence, first unit << 3 | log2
+//   of the warps that share one}
 struct Plan {
   const int* parts;       // [parts, 8]
   const int* sequences;   // [b, 4]
-  const int* split;       // [split sequences]
+  const int* merges;      // [blocks of the merge, 2]
   const int* table;       // [b, table_stride]
   int table_stride;
   int rows;               // s_q * h_q / h_kv: query rows of a KV head
@@ -38,24 +42,26 @@ struct DecodeParams {
   Plan plan;
   void* out;                    // [b, s_q, h_q, d_v] 16-bit
   float* lse;                   // [b, h_q, s_q]
-  float* partial_out;           // [2 * parts, h_kv * rows, d_v], normalised
-  float* partial_lse;           // [2 * parts, h_kv * rows], base 2
+  uint16_t* partial_out;        // [2 * parts, h_kv * rows, d_v] f16, normalised, over the row's scale
+  float4* partial_info;         // [2 * parts, h_kv * rows] {LSE of base 2, scale of the left 256 columns, of the right, -}
 };
 
 struct CombineParams {
   Plan plan;
   void* out;
   float* lse;
-  const float* partial_out;
-  const float* partial_lse;
+  const uint16_t* partial_out;
+  const float4* partial_info;
 };
 
 // Which of the s_q * h_q rows of a sequence, in the order of q and out, a row of a KV head's is.
 __device__ __forceinline__ int query_row(const Plan& plan, int row, int head_kv) {
+  if (plan.s_q == 1 || plan.h_kv == 1) return head_kv * plan.rows + row;
   return (row / plan.group) * plan.group * plan.h_kv + head_kv * plan.group + row % plan.group;
 }
 
 // Where the LSE of a row goes in [b, h_q, s_q].
 __device__ __forceinline__ int lse_index(const Plan& plan, int seq, int row, int head_kv) {
+  if (plan.s_q == 1) return (seq * plan.h_kv + head_kv) * plan.rows + row;
   return (seq * plan.h_kv + head_kv) * plan.rows + (row % plan.group) * plan.s_q + row / plan.group;
 }

@@ -1,8 +1,14 @@
 /**
  * The plan: all that a decode call's two kernels must know of the batch, in one u32 buffer.
  *
- * Header, a row a part (the scheduler's), a row a sequence, the list of split sequences, the block table. It is made
- * on the host once per (metadata, block table) and reused by every layer of a step.
+ * Header, a row a part, a row a sequence, the list of split sequences, the block table. It is made on the host once per
+ * (metadata, block table) and reused by every layer of a step.
+ *
+ * Row of a part: the scheduler's first four numbers (first sequence, its first block, last sequence, end in it), then what
+ * saves a kernel dependent loads: length of the first sequence, id of its first block here, and the index of the partial
+ * result to leave of the first and of the last sequence, -1 when it is not split.
+ * Row of a sequence: length, first part that works on it, number of its splits, index of its first partial result. A part
+ * leaves its partial result of its first sequence at 2 * part, of its last, when that is another, at 2 * part + 1.
  */
 import type { DecodeOp } from './backend.ts';
 import { PART_STRIDE } from './schedule.ts';
@@ -57,16 +63,22 @@ export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
   words[PLAN_LAYOUT.PLAN_H_KV] = op.hKv;
   words[PLAN_LAYOUT.PLAN_BLOCK] = op.blockSize;
   words[PLAN_LAYOUT.PLAN_CAUSAL] = op.causal ? 1 : 0;
-  words.set(tileSchedulerMetadata, PLAN_LAYOUT.PLAN_PARTS);
 
-  // Row of a sequence: length, first part that works on it, number of its splits, 0.
   const firstPart = new Int32Array(b).fill(-1);
   for (let p = 0; p < parts; p++) {
     const first = tileSchedulerMetadata[p * PART_STRIDE]!;
     const last = tileSchedulerMetadata[p * PART_STRIDE + 2]!;
     for (let i = first; i <= last; i++) if (firstPart[i]! < 0) firstPart[i] = p;
   }
-  for (let i = 0; i < b; i++) words.set([cacheSeqlens[i]!, firstPart[i]!, numSplits[i + 1]! - numSplits[i]!, 0], seqsAt + i * 4);
+  const partial = (p: number, i: number): number => 2 * p + (tileSchedulerMetadata[p * PART_STRIDE] === i ? 0 : 1);
+  const splits = (i: number): number => numSplits[i + 1]! - numSplits[i]!;
+  for (let p = 0; p < parts; p++) {
+    const [first, block, last, end] = tileSchedulerMetadata.subarray(p * PART_STRIDE, p * PART_STRIDE + 4) as unknown as [number, number, number, number];
+    const id = cacheSeqlens[first]! > 0 ? blockTable[first * op.maxBlocksPerSeq + block]! : 0;
+    const partialOf = (i: number): number => (splits(i) > 1 ? partial(p, i) : -1);
+    words.set([first, block, last, end, cacheSeqlens[first]!, id, partialOf(first), partialOf(last)], PLAN_LAYOUT.PLAN_PARTS + p * PART_STRIDE);
+  }
+  for (let i = 0; i < b; i++) words.set([cacheSeqlens[i]!, firstPart[i]!, splits(i), partial(firstPart[i]!, i)], seqsAt + i * 4);
   words.set(split, splitAt);
   words.set(blockTable, tableAt);
   return { words, parts, splitSequences: split.length };

@@ -4,7 +4,8 @@
  * Work is counted in KV blocks; a sequence of length zero counts as one, so that some part writes its (zero)
  * output. All sequences are laid end to end and the line is cut at `floor(p * total / parts)`, so parts differ by
  * one block at most, a sequence is split only where a cut falls inside it, and the same input always gives the
- * same cut.
+ * same cut. There are no more parts than the longest one makes necessary: with fewer, larger ones the machine is done
+ * at the same time, sequences of one length are cut alike, and there is less to merge.
  */
 import { MlaError, describe } from './errors.ts';
 import type { MetadataArgs, MlaMetadata, ScheduleInfo } from './mla.ts';
@@ -55,7 +56,8 @@ export function getMlaMetadata(args: MetadataArgs, machine: ScheduleInfo): MlaMe
   }
   const wanted = partsTarget(machine, numQTokensPerHeadK, numHeadsK);
   const worthwhile = Math.max(1, Math.ceil(tokens / machine.minTokensPerPart), Math.min(b, wanted));
-  const parts = Math.min(wanted, worthwhile, total);
+  const longest = Math.ceil(total / Math.min(wanted, worthwhile, total));
+  const parts = Math.ceil(total / longest);
 
   const tileSchedulerMetadata = new Int32Array(parts * PART_STRIDE);
   const numSplits = new Int32Array(b + 1);

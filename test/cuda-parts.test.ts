@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { HERE, sourceHashes } from '../native-cuda/sources.ts';
-import { BLOCK_TOKENS, DECODE_SHARED_BYTES, DECODE_THREADS, D_QK, D_V, chooseDecodeConfig, scheduleInfo, type DecodeShape } from '../src/cuda/config.ts';
+import { BLOCK_TOKENS, COMBINE_THREADS, DECODE_SHARED_BYTES, DECODE_THREADS, D_QK, D_V, chooseDecodeConfig, mergeItems, scheduleInfo, type DecodeShape } from '../src/cuda/config.ts';
 import { CUBINS, readKernels } from '../src/cuda/cubin.ts';
 import { HostBlock } from '../src/cuda/driver.ts';
 import { APPEND_PARAMS, COMBINE_PARAMS_AT, DECODE_PARAMS, GATHER_PARAMS, writeAppendParams, writeDecodeParams, writeGatherParams } from '../src/cuda/params.ts';
@@ -68,12 +68,12 @@ describe('parameters', () => {
     const to = block(DECODE_PARAMS.bytes);
     const pointer = 0x7f12_89ab_cdef;
     writeDecodeParams(to, {
-      kvMaps: new Uint8Array(256).fill(1), qMaps: new Uint8Array(256).fill(2), parts: pointer, sequences: pointer + 1, split: pointer + 2, table: pointer + 3,
-      tableStride: 11, rows: 12, group: 13, hKv: 14, sQ: 15, causal: true, softmaxScale: -2, rowTiles: 16, out: pointer + 4, lse: pointer + 5, partialOut: pointer + 6, partialLse: pointer + 7,
+      kvMaps: new Uint8Array(256).fill(1), qMaps: new Uint8Array(256).fill(2), parts: pointer, sequences: pointer + 1, merges: pointer + 2, table: pointer + 3,
+      tableStride: 11, rows: 12, group: 13, hKv: 14, sQ: 15, causal: true, softmaxScale: -2, rowTiles: 16, out: pointer + 4, lse: pointer + 5, partialOut: pointer + 6, partialInfo: pointer + 7,
     });
     const bytes = new DataView(to.bytes.buffer, to.bytes.byteOffset);
     expect([0, 255, 256, 511].map((at) => bytes.getUint8(at))).toEqual([1, 1, 2, 2]);
-    const pointers = (['parts', 'sequences', 'split', 'table', 'out', 'lse', 'partialOut', 'partialLse'] as const).map((name) => to.pointer(DECODE_PARAMS[name]) - pointer);
+    const pointers = (['parts', 'sequences', 'merges', 'table', 'out', 'lse', 'partialOut', 'partialInfo'] as const).map((name) => to.pointer(DECODE_PARAMS[name]) - pointer);
     expect(pointers).toEqual([0, 1, 2, 3, 4, 5, 6, 7]);
     expect(bytes.getBigUint64(DECODE_PARAMS.parts, true)).toBe(BigInt(pointer));
     expect((['tableStride', 'rows', 'group', 'hKv', 'sQ', 'causal', 'rowTiles'] as const).map((name) => bytes.getInt32(DECODE_PARAMS[name], true))).toEqual([11, 12, 13, 14, 15, 1, 16]);
@@ -100,26 +100,47 @@ describe('configuration', () => {
     expect(scheduleInfo(132).rowTiles).toEqual([number(header, 'TILE_ROWS')]);
     const decode = await source('decode.cu');
     expect(number(decode, 'THREADS')).toBe(DECODE_THREADS);
+    expect(await source('combine.cu')).toContain('constexpr int MOST_SPLITS = 512;');
+    expect(8 * 32).toBe(COMBINE_THREADS);
     expect(decode).toContain(`sizeof(Shared) <= ${DECODE_SHARED_BYTES}`);
   });
 
   test('any problem that the kernels take has a grid that covers it', () => {
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: 300 }), fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: 132 }), fc.integer({ min: 0, max: 20 }), (group, hKv, sQ, parts, mostSplits) => {
-        const splitSequences = mostSplits > 1 ? 2 : 0;
-        const config = chooseDecodeConfig({ ...shape, hQ: group * hKv, hKv, sQ }, { parts, splitSequences, mostSplits });
+      fc.property(fc.integer({ min: 1, max: 300 }), fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: 132 }), fc.integer({ min: 0, max: 400 }), (group, hKv, sQ, parts, mergeBlocks) => {
+        const config = chooseDecodeConfig({ ...shape, hQ: group * hKv, hKv, sQ }, { parts, mergeBlocks, mostSplits: 3 }, 132);
         expect(config.rows).toBe(group * sQ);
         expect(config.rowTiles * 64).toBeGreaterThanOrEqual(config.rows);
         expect(config.rowTiles * 64).toBeLessThan(config.rows + 128);
         expect(config.kernel).toBe(config.rows > 64 ? 'decode_bf16_pair' : 'decode_bf16');
         if (config.rows > 64) expect(config.rowTiles % 2).toBe(0);
         else expect(config.rowTiles).toBe(1);
-        expect(config.grid).toEqual([parts * config.rowTiles, hKv, 1]);
+        expect(config.grid).toEqual([config.rowTiles, parts, hKv]);
         expect(config.gatherQ).toBe(hKv > 1 && sQ > 1);
-        const rows = sQ * group * hKv;
-        if (splitSequences === 0) expect(config.combine).toBeUndefined();
-        else if (mostSplits <= 8) expect(config.combine).toEqual({ kernel: 'combine_few_bf16', grid: [Math.ceil(rows / 4), 2, 1] });
-        else expect(config.combine).toEqual({ kernel: 'combine_bf16', grid: [rows, 2, 4] });
+        if (mergeBlocks === 0) expect(config.combine).toBeUndefined();
+        else expect(config.combine).toEqual({ kernel: 'combine_bf16', blocks: mergeBlocks, sharedBytes: mergeBlocks <= 132 ? 180_000 : mergeBlocks <= 264 ? 88_000 : 0 });
+      }),
+    );
+  });
+
+  test('the merge takes every row of every split sequence once', async () => {
+    const combine = await source('combine.cu');
+    const [warps, few, fewRows, fewSplits] = ['WARPS', 'FEW', 'FEW_ROWS', 'FEW_SPLITS'].map((name) => Number(new RegExp(`constexpr int ${name} = (\\d+);`).exec(combine)![1])) as [number, number, number, number];
+    fc.assert(
+      fc.property(fc.array(fc.integer({ min: 1, max: 132 }), { minLength: 1, maxLength: 20 }), fc.integer({ min: 1, max: 300 }), (splits, rows) => {
+        const numSplits = Int32Array.from([0, ...splits.map((_, i) => splits.slice(0, i + 1).reduce((a, b) => a + b))]);
+        const { items, mostSplits } = mergeItems({ numSplits }, rows);
+        expect(mostSplits).toBe(Math.max(...splits));
+        const taken = splits.map(() => new Int32Array(2 * rows)); // halves of rows
+        for (let at = 0; at < items.length; at += 2) {
+          const [sequence, what] = [items[at]!, items[at + 1]!];
+          const kind = what & 7;
+          if (kind === few) expect(splits[sequence]).toBeLessThanOrEqual(fewSplits);
+          const count = kind === few ? 2 * warps * fewRows : warps >> kind;
+          const first = (what >> 3) * (kind === few ? 2 : 1);
+          for (let half = first; half < Math.min(first + count, 2 * rows); half++) taken[sequence]![half]!++;
+        }
+        expect(taken.map((halves) => [...new Set(halves)])).toEqual(splits.map((n) => [n > 1 ? 1 : 0]));
       }),
     );
   });
@@ -128,22 +149,24 @@ describe('configuration', () => {
     const machine = scheduleInfo(132);
     for (const [rows, hKv] of [[16, 1], [64, 1], [65, 1], [128, 1], [192, 1], [256, 1], [300, 2], [16, 8], [1000, 200]] as const) {
       const { parts } = getMlaMetadata({ cacheSeqlens: new Int32Array(200).fill(9000), numQTokensPerHeadK: rows, numHeadsK: hKv }, machine);
-      const { grid } = chooseDecodeConfig({ ...shape, hQ: rows * hKv, hKv }, { parts, splitSequences: 0, mostSplits: 1 });
+      const { grid } = chooseDecodeConfig({ ...shape, hQ: rows * hKv, hKv }, { parts, mergeBlocks: 0, mostSplits: 1 }, 132);
       expect(parts).toBe(partsTarget(machine, rows, hKv));
-      const blocks = grid[0] * grid[1];
+      const blocks = grid[0] * grid[1] * grid[2];
       if (parts > 1) expect(blocks, `${rows} rows, ${hKv} KV heads`).toBeLessThanOrEqual(132);
       expect(blocks + blocks / parts, `${rows} rows, ${hKv} KV heads`).toBeGreaterThan(132);
     }
   });
 
   test('limits are refused by name', () => {
-    const plan = { parts: 1, splitSequences: 0, mostSplits: 1 };
+    const plan = { parts: 1, mergeBlocks: 0, mostSplits: 1 };
     for (const [change, argument] of [
       [{ dV: 256, dQk: 320 }, 'headDimV'], [{ dQk: 528 }, 'q.shape[3]'], [{ blockSize: 128 }, 'kvCache.shape[1]'], [{ hKv: 65536, hQ: 65536 }, 'kvCache.shape[2]'], [{ b: 2 ** 20, hQ: 2048 }, 'q'],
     ] as const) {
-      expect(() => chooseDecodeConfig({ ...shape, ...change }, plan), argument).toThrow(expect.objectContaining({ code: 'limit-exceeded', argument }));
+      expect(() => chooseDecodeConfig({ ...shape, ...change }, plan, 132), argument).toThrow(expect.objectContaining({ code: 'limit-exceeded', argument }));
     }
-    expect(() => chooseDecodeConfig(shape, { ...plan, splitSequences: 65536 })).toThrow(expect.objectContaining({ code: 'limit-exceeded', argument: 'metadata' }));
+    for (const change of [{ parts: 65536 }, { mostSplits: 513 }]) {
+      expect(() => chooseDecodeConfig(shape, { ...plan, ...change }, 132)).toThrow(expect.objectContaining({ code: 'limit-exceeded', argument: 'metadata' }));
+    }
   });
 });
 
@@ -158,7 +181,7 @@ describe('the committed cubins', () => {
     expect(manifest.driver).toBe(Number(manifest.nvcc.split('.')[0]) * 1000);
     const text = Object.fromEntries(CUBINS.map((name) => [name, Buffer.from(images[name]).toString('latin1')]));
     const both = (name: string): string[] => [`${name}bf16`, `${name}f16`];
-    const kernels = { decode: [...both('decode_'), ...both('decode_').map((n) => `${n}_pair`)], combine: [...both('combine_'), ...both('combine_few_')], append: ['append'], gather_q: ['gather_q'], delay: ['delay'] };
+    const kernels = { decode: [...both('decode_'), ...both('decode_').map((n) => `${n}_pair`)], combine: both('combine_'), append: ['append'], gather_q: ['gather_q'], delay: ['delay'] };
     for (const name of CUBINS) for (const kernel of kernels[name]) expect(text[name], kernel).toContain(`.text.${kernel}\0`);
   });
 });

@@ -118,6 +118,22 @@ describe('getMlaMetadata', () => {
       if (metadata.parts > 1) expect(workgroups).toBeLessThanOrEqual(slots);
     }));
 
+  test('makes no more parts than the longest one makes necessary', () =>
+    holds(({ parts, cacheSeqlens, blockSize }) => {
+      const total = cacheSeqlens.reduce((n, length) => n + units(length, blockSize), 0);
+      const longest = Math.ceil(total / parts);
+      if (parts > 1) expect(Math.ceil(total / (parts - 1))).toBeGreaterThan(longest);
+    }));
+
+  test('cuts sequences of one length alike where that takes no longer', () => {
+    const { parts, numSplits } = getMlaMetadata(
+      { cacheSeqlens: new Int32Array(8).fill(4096), numQTokensPerHeadK: 128, numHeadsK: 1 },
+      { slots: 132, rowTiles: [64], rowTileMultiple: 2, minTokensPerPart: 64 },
+    );
+    expect(parts).toBe(64);
+    expect(numSplits).toEqual(Int32Array.from({ length: 9 }, (_, i) => i * 8));
+  });
+
   test('splits few sequences: at most one a cut', () =>
     holds((metadata, { cacheSeqlens }) => {
       expect(metadata.numSplits[cacheSeqlens.length]! - cacheSeqlens.length).toBeLessThan(metadata.parts);

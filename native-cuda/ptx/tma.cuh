@@ -37,6 +37,12 @@ __device__ __forceinline__ void load_5d_multicast(uint32_t dst, const CUtensorMa
       : "memory");
 }
 
+__device__ __forceinline__ uint4 load_shared(uint32_t from) {
+  uint4 x;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from) : "memory");
+  return x;
+}
+
 // Four bytes to shared memory without waiting for them.
 __device__ __forceinline__ void copy_async_4(uint32_t dst, const void* src) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(src) : "memory");

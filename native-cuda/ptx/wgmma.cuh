@@ -100,6 +100,12 @@ __device__ __forceinline__ uint32_t pack(F16, float low, float high) {
   return x;
 }
 
+__device__ __forceinline__ float2 unpack_f16(uint32_t x) {
+  float2 y;
+  asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}" : "=f"(y.x), "=f"(y.y) : "r"(x));
+  return y;
+}
+
 __device__ __forceinline__ uint32_t exponent_mask(Bf16) { return 0x7f80; }
 __device__ __forceinline__ uint32_t exponent_mask(F16) { return 0x7c00; }
 

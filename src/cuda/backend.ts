@@ -138,7 +138,7 @@ class CudaBackend implements Backend {
     const plan = this.#plans.get(op, () => this.#indices(op.blockTable));
     let gathered: Allocation | undefined;
     try {
-      const config = chooseDecodeConfig(op, plan);
+      const config = chooseDecodeConfig(op, plan, this.#context.device.multiProcessors);
       const { rows, rowTiles } = config;
       const queryRows = op.b * op.sQ * op.hQ;
       if (config.gatherQ) gathered = this.#memory.take(queryRows * D_QK * 2, 'queries');
@@ -148,7 +148,7 @@ class CudaBackend implements Backend {
         qMaps: this.#maps.queries(gathered?.address ?? q, op.dtype, queryRows),
         ...plan.at, tableStride: op.maxBlocksPerSeq,
         rows, group: op.hQ / op.hKv, hKv: op.hKv, sQ: op.sQ, causal: op.causal, softmaxScale: op.softmaxScale, rowTiles,
-        out, lse, partialOut, partialLse: partialOut + partialsLayout(plan.parts, op.sQ, op.hQ).lseAt,
+        out, lse, partialOut, partialInfo: partialOut + partialsLayout(plan.parts, op.sQ, op.hQ).infoAt,
       });
       this.#timer.before();
       if (gathered) this.#gatherQ.run(op, q, gathered.address);

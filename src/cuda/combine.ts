@@ -1,10 +1,11 @@
 /** Launcher of native-cuda/combine.cu: merges the splits of a sequence. It starts while the decode kernel in front of it ends. */
-import type { CombineKernelName, DecodeConfig } from './config.ts';
+import type { KvDType } from '../mla.ts';
+import { COMBINE_SHARED_BYTES, COMBINE_THREADS, type CombineKernelName, type DecodeConfig } from './config.ts';
 import type { CudaContext } from './context.ts';
 import { Launch } from './launch.ts';
 import type { Modules } from './modules.ts';
 
-const THREADS: Readonly<Record<CombineKernelName, number>> = { combine_bf16: 256, combine_f16: 256, combine_few_bf16: 128, combine_few_f16: 128 };
+const NAMES: readonly CombineKernelName[] = (['bf16', 'f16'] satisfies KvDType[]).map((dtype): CombineKernelName => `combine_${dtype}`);
 
 export class CombineKernels {
   readonly #launches: Readonly<Record<CombineKernelName, Launch>>;
@@ -12,11 +13,14 @@ export class CombineKernels {
   /** @param params address of CombineParams, read at each launch */
   constructor(context: CudaContext, modules: Modules, params: number) {
     this.#launches = Object.fromEntries(
-      Object.entries(THREADS).map(([name, threads]) => [name, new Launch(context, name, modules.function('combine', name), params, { threads, dependent: true })]),
+      NAMES.map((name) => [
+        name,
+        new Launch(context, name, modules.function('combine', name), params, { threads: COMBINE_THREADS, sharedBytes: COMBINE_SHARED_BYTES, dependent: true }),
+      ]),
     ) as Record<CombineKernelName, Launch>;
   }
 
-  run({ kernel, grid }: NonNullable<DecodeConfig['combine']>): void {
-    this.#launches[kernel].run(grid[0], grid[1], grid[2]);
+  run({ kernel, blocks, sharedBytes }: NonNullable<DecodeConfig['combine']>): void {
+    this.#launches[kernel].run(blocks, 1, 1, sharedBytes);
   }
 }

@@ -6,7 +6,7 @@
  */
 import type { DecodeOp } from '../backend.ts';
 import { MlaError } from '../errors.ts';
-import type { KvDType, ScheduleInfo } from '../mla.ts';
+import type { KvDType, MlaMetadata, ScheduleInfo } from '../mla.ts';
 
 // As in native-cuda/params.cuh and decode.cu.
 export const D_QK = 576;
@@ -19,9 +19,21 @@ export const DECODE_SHARED_BYTES = 232448;
 const CLUSTER = 2;
 
 // As in native-cuda/combine.cu.
-const COMBINE_SLICES = 4;
-const FEW_SPLITS = 8;
+export const COMBINE_THREADS = 256;
+const COMBINE_WARPS = 8;
+const FEW = 7;
 const FEW_ROWS = 4;
+const MOST_SPLITS = 512;
+
+/** Most splits that a warp merges whole rows of: measured on an H200, 4 against 8. */
+const FEW_SPLITS = 4;
+/**
+ * A merge of few blocks is kept from gathering on the multiprocessors that the decode kernel leaves idle, by asking for
+ * shared memory: room for one or two blocks each.
+ */
+const ALONE_BYTES = 180_000;
+const PAIR_BYTES = 88_000;
+export const COMBINE_SHARED_BYTES: number = ALONE_BYTES;
 
 const MOST_GRID_Y = 65535;
 const MOST_I32 = 2 ** 31 - 1;
@@ -34,20 +46,21 @@ export interface DecodeConfig {
   readonly rowTiles: number;
   readonly grid: readonly [number, number, number];
   /** Undefined when no sequence is split. */
-  readonly combine: { readonly kernel: CombineKernelName; readonly grid: readonly [number, number, number] } | undefined;
+  readonly combine: { readonly kernel: CombineKernelName; readonly blocks: number; readonly sharedBytes: number } | undefined;
   /** Rows of a KV head are not contiguous in q: they are gathered first. */
   readonly gatherQ: boolean;
 }
 
 export type DecodeKernelName = `decode_${KvDType}${'' | '_pair'}`;
-export type CombineKernelName = `combine_${'' | 'few_'}${KvDType}`;
+export type CombineKernelName = `combine_${KvDType}`;
 
 export type DecodeShape = Pick<DecodeOp, 'b' | 'sQ' | 'hQ' | 'hKv' | 'dQk' | 'dV' | 'blockSize' | 'dtype'>;
 
 /** What of a plan decides on kernels. */
 export interface PlanFacts {
   readonly parts: number;
-  readonly splitSequences: number;
+  /** Thread blocks of the merge; 0 when no sequence is split. */
+  readonly mergeBlocks: number;
   /** Most splits that a sequence has. */
   readonly mostSplits: number;
 }
@@ -69,35 +82,54 @@ export function checkShape({ b, sQ, hQ, hKv, dQk, dV, blockSize }: DecodeShape):
 }
 
 /** @throws MlaError limit-exceeded */
-export function chooseDecodeConfig(shape: DecodeShape, plan: PlanFacts): DecodeConfig {
+export function chooseDecodeConfig(shape: DecodeShape, plan: PlanFacts, multiProcessors: number): DecodeConfig {
   checkShape(shape);
   const { sQ, hQ, hKv, dtype } = shape;
   const rows = (sQ * hQ) / hKv;
   const tiles = Math.ceil(rows / TILE_ROWS);
   const paired = tiles > 1;
   const rowTiles = paired ? Math.ceil(tiles / CLUSTER) * CLUSTER : 1;
-  if (plan.splitSequences > MOST_GRID_Y) {
-    throw new MlaError('limit-exceeded', 'too many split sequences for one launch', {
-      argument: 'metadata', expected: `at most ${MOST_GRID_Y}`, got: String(plan.splitSequences), fix: 'Use metadata that this instance made',
-    });
-  }
-  const few = plan.mostSplits <= FEW_SPLITS;
+  const refuse = (what: string, most: number, got: number): MlaError =>
+    new MlaError('limit-exceeded', `too many ${what} for one launch`, { argument: 'metadata', expected: `at most ${most}`, got: String(got), fix: 'Use metadata that this instance made' });
+  if (plan.parts > MOST_GRID_Y) throw refuse('parts', MOST_GRID_Y, plan.parts);
+  if (plan.mostSplits > MOST_SPLITS) throw refuse('splits of a sequence', MOST_SPLITS, plan.mostSplits);
+  const blocks = plan.mergeBlocks;
   return {
     kernel: paired ? `decode_${dtype}_pair` : `decode_${dtype}`,
     rows, rowTiles,
-    grid: [plan.parts * rowTiles, hKv, 1],
-    combine:
-      plan.splitSequences === 0 ? undefined
-      : few ? { kernel: `combine_few_${dtype}`, grid: [Math.ceil((sQ * hQ) / FEW_ROWS), plan.splitSequences, 1] }
-      : { kernel: `combine_${dtype}`, grid: [sQ * hQ, plan.splitSequences, COMBINE_SLICES] },
+    grid: [rowTiles, plan.parts, hKv],
+    combine: blocks === 0 ? undefined : { kernel: `combine_${dtype}`, blocks, sharedBytes: blocks <= multiProcessors ? ALONE_BYTES : blocks <= 2 * multiProcessors ? PAIR_BYTES : 0 },
     gatherQ: hKv > 1 && sQ > 1,
   };
 }
 
-/** Scratch for partial results: two a part, each s_q * h_q rows of d_v f32; then the LSE of each row. */
-export function partialsLayout(parts: number, sQ: number, hQ: number): { readonly lseAt: number; readonly bytes: number } {
+/**
+ * What the thread blocks of the merge take: pairs {sequence, what}, `what` being `first row << 3 | 7` for whole rows of a
+ * sequence of few splits, else `first half row << 3 | log2 of the warps that share one`.
+ *
+ * @param rows s_q * h_q
+ */
+export function mergeItems({ numSplits }: Pick<MlaMetadata, 'numSplits'>, rows: number): { readonly items: Int32Array; readonly mostSplits: number } {
+  const items: number[] = [];
+  let mostSplits = 0;
+  for (let i = 0; i + 1 < numSplits.length; i++) {
+    const splits = numSplits[i + 1]! - numSplits[i]!;
+    mostSplits = Math.max(mostSplits, splits);
+    if (splits === 1) continue;
+    if (splits <= FEW_SPLITS) {
+      for (let row = 0; row < rows; row += COMBINE_WARPS * FEW_ROWS) items.push(i, (row << 3) | FEW);
+    } else {
+      const sharing = splits <= 8 ? 0 : splits <= 16 ? 1 : splits <= 32 ? 2 : 3;
+      for (let half = 0; half < 2 * rows; half += COMBINE_WARPS >> sharing) items.push(i, (half << 3) | sharing);
+    }
+  }
+  return { items: Int32Array.from(items), mostSplits };
+}
+
+/** Scratch for partial results: two a part, each s_q * h_q rows of d_v f16; then four f32 of each row. */
+export function partialsLayout(parts: number, sQ: number, hQ: number): { readonly infoAt: number; readonly bytes: number } {
   const rows = 2 * parts * sQ * hQ;
-  return { lseAt: rows * D_V * 4, bytes: rows * (D_V + 1) * 4 };
+  return { infoAt: rows * D_V * 2, bytes: rows * (D_V * 2 + 16) };
 }
 
 /** Blocks of threads in a cluster of that kernel. */

@@ -16,6 +16,7 @@ const PARAMS_AT = ATTRIBUTES_AT + 2 * ATTRIBUTE_BYTES;
 
 export interface LaunchOptions {
   readonly threads: number;
+  /** Dynamic shared memory: what a launch asks for, and the most that one may. */
   readonly sharedBytes?: number;
   /** Blocks of a cluster in x. */
   readonly cluster?: number;
@@ -29,6 +30,7 @@ export class Launch {
   readonly #block: HostBlock;
   readonly #what: string;
   readonly #arguments: number;
+  readonly #sharedBytes: number;
 
   /**
    * @param kernel a CUfunction
@@ -43,7 +45,7 @@ export class Launch {
     const block = (this.#block = new HostBlock(context.driver, PARAMS_AT + 8));
     block.u32.set([1, 1, 1], CONFIG.grid / 4);
     block.u32.set([threads, 1, 1], CONFIG.block / 4);
-    block.u32[CONFIG.shared / 4] = sharedBytes;
+    this.#sharedBytes = sharedBytes;
     block.setPointer(CONFIG.stream, context.stream);
     block.setPointer(CONFIG.attributes, block.address + ATTRIBUTES_AT);
     let count = 0;
@@ -61,8 +63,9 @@ export class Launch {
   }
 
   /** Enqueues it. @throws MlaError device-lost, internal */
-  run(x: number, y = 1, z = 1): void {
+  run(x: number, y = 1, z = 1, sharedBytes: number = this.#sharedBytes): void {
     const { u32, address } = this.#block;
+    u32[CONFIG.shared / 4] = sharedBytes;
     u32[0] = x;
     u32[1] = y;
     u32[2] = z;

@@ -7,8 +7,8 @@ export const TENSOR_MAP_BYTES = 128;
 export const DECODE_PARAMS = {
   kvLow: 0, kvHigh: 128, qLow: 256, qHigh: 384,
   // struct Plan
-  parts: 512, sequences: 520, split: 528, table: 536, tableStride: 544, rows: 548, group: 552, hKv: 556, sQ: 560, causal: 564, scaleLog2: 568, rowTiles: 572,
-  out: 576, lse: 584, partialOut: 592, partialLse: 600,
+  parts: 512, sequences: 520, merges: 528, table: 536, tableStride: 544, rows: 548, group: 552, hKv: 556, sQ: 560, causal: 564, scaleLog2: 568, rowTiles: 572,
+  out: 576, lse: 584, partialOut: 592, partialInfo: 600,
   bytes: 640, // the maps' alignment, 64, is the struct's
 } as const;
 
@@ -21,7 +21,7 @@ export interface DecodeParams {
   readonly qMaps: Uint8Array;
   readonly parts: number;
   readonly sequences: number;
-  readonly split: number;
+  readonly merges: number;
   readonly table: number;
   readonly tableStride: number;
   readonly rows: number;
@@ -34,7 +34,7 @@ export interface DecodeParams {
   readonly out: number;
   readonly lse: number;
   readonly partialOut: number;
-  readonly partialLse: number;
+  readonly partialInfo: number;
 }
 
 /** In place of a scale of zero, which the kernel's masks do not bear: with it every score rounds to the same weight. */
@@ -46,7 +46,7 @@ export function writeDecodeParams(to: HostBlock, p: DecodeParams): void {
   to.bytes.set(p.qMaps, at.qLow);
   to.setPointer(at.parts, p.parts);
   to.setPointer(at.sequences, p.sequences);
-  to.setPointer(at.split, p.split);
+  to.setPointer(at.merges, p.merges);
   to.setPointer(at.table, p.table);
   to.i32[at.tableStride / 4] = p.tableStride;
   to.i32[at.rows / 4] = p.rows;
@@ -59,7 +59,7 @@ export function writeDecodeParams(to: HostBlock, p: DecodeParams): void {
   to.setPointer(at.out, p.out);
   to.setPointer(at.lse, p.lse);
   to.setPointer(at.partialOut, p.partialOut);
-  to.setPointer(at.partialLse, p.partialLse);
+  to.setPointer(at.partialInfo, p.partialInfo);
 }
 
 /** Offsets in AppendParams of native-cuda/append.cu. */

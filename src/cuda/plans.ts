@@ -2,7 +2,7 @@
 import type { DecodeOp, TensorId } from '../backend.ts';
 import { PLAN_LAYOUT, makePlan } from '../plan.ts';
 import { PART_STRIDE } from '../schedule.ts';
-import type { PlanFacts } from './config.ts';
+import { mergeItems, type PlanFacts } from './config.ts';
 import type { Allocation, DeviceMemory } from './memory.ts';
 import type { Staging } from './staging.ts';
 
@@ -14,7 +14,7 @@ export interface PlanOnDevice extends PlanFacts {
   readonly table: TensorId | undefined;
   readonly metadataId: number;
   /** Device addresses. */
-  readonly at: { readonly parts: number; readonly sequences: number; readonly split: number; readonly table: number };
+  readonly at: { readonly parts: number; readonly sequences: number; readonly merges: number; readonly table: number };
 }
 
 export class Plans {
@@ -51,10 +51,13 @@ export class Plans {
   }
 
   #make(op: DecodeOp, table: TensorId | undefined, indices: Int32Array): PlanOnDevice {
-    const { words, parts, splitSequences } = makePlan(op, indices);
-    const { numSplits } = op.metadata;
-    let mostSplits = 0;
-    for (let i = 0; i < op.b; i++) mostSplits = Math.max(mostSplits, numSplits[i + 1]! - numSplits[i]!);
+    const { words: plan, parts } = makePlan(op, indices);
+    const { items, mostSplits } = mergeItems(op.metadata, op.sQ * op.hQ);
+    // The merge's list after it, where its pairs are aligned.
+    const mergesAt = plan.length + (plan.length % 2);
+    const words = new Uint32Array(mergesAt + items.length);
+    words.set(plan);
+    words.set(items, mergesAt);
     const allocation = this.#memory.take(words.byteLength, 'plan');
     try {
       this.#staging.upload(allocation.address, new Uint8Array(words.buffer, words.byteOffset, words.byteLength));
@@ -64,11 +67,11 @@ export class Plans {
     }
     const from = allocation.address;
     return {
-      allocation, table, metadataId: op.metadataId, parts, splitSequences, mostSplits,
+      allocation, table, metadataId: op.metadataId, parts, mergeBlocks: items.length / 2, mostSplits,
       at: {
         parts: from + 4 * PLAN_LAYOUT.PLAN_PARTS,
         sequences: from + 4 * (PLAN_LAYOUT.PLAN_PARTS + parts * PART_STRIDE),
-        split: from + 4 * words[PLAN_LAYOUT.PLAN_SPLIT_AT]!,
+        merges: from + 4 * mergesAt,
         table: from + 4 * words[PLAN_LAYOUT.PLAN_TABLE_AT]!,
       },
     };
