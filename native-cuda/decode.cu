@@ -351,6 +351,7 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
         }
         sum[r] += part_sum;
       }
+      ptx::named_barrier<1, 128>();  // every warp's S is made: what P lies over is used up
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const uint32_t at = kv_tile + ROPE_GROUP * GROUP_BYTES + (lane_at ^ i * 32);
