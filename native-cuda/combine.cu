@@ -1,7 +1,7 @@
 // Merges the partial results of sequences that the schedule split.
 //
-// Computes out = sum_s w_s O_s and lse = log sum_s exp(lse_s) with w_s = exp2(lse_s - lse), over the splits s of a
-// sequence; O_s are normalised and stored as f16 over a power of two a row and half, lse_s are base 2.
+// Computes out = sum_s w_s O_s and lse = log2 sum_s exp2(lse_s) with w_s = exp2(lse_s - lse), over the splits s of a
+// sequence (LSE is stored times ln 2); O_s are normalised and stored as f16 over a power of two a row and half, lse_s are base 2.
 //
 // How work is cut. Rows are the s_q * h_q rows of a sequence. A thread block takes one item of the plan's list
 // (src/cuda/config.ts), which says how:
@@ -20,8 +20,7 @@ namespace {
 constexpr int WARPS = 8;
 constexpr int THREADS = WARPS * 32;
 constexpr int FEW = 7;           // in place of the sharing, in an item
-constexpr int FEW_SPLITS = 8;
-constexpr int FEW_ROWS = 4;      // a warp
+constexpr int FEW_ROWS = 4;      // a warp, which has lanes for 32 / FEW_ROWS splits of each
 constexpr int MOST_SPLITS = 512;
 constexpr int FLIGHT = 8;        // loads
 constexpr float LN_2 = 0.6931471805599453f;

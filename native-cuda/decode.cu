@@ -6,14 +6,14 @@
 // How work is cut. Thread block (x, y, z): x = row tile, y = part, z = KV head. With more than 64 rows two row tiles form a
 // cluster and every KV block is fetched once for both (multicast), half of it by each. A block has two roles:
 //   scores    warps 0-3:  S = Q K^T, softmax, P
-//   output    warps 4-7 and 8-11: O += P V, 256 columns each; one thread of them fetches the next tile (TMA) as soon as
+//   output    warps 4-7 and 8-11: O += P V, 256 columns each; a thread of each, in turns, fetches the next tile (TMA) as soon as
 //             a tile is used up, into a ring of three
 // The ring carries, for each sequence of the part, its Q tile and then its KV blocks, so the next sequence is being
 // fetched while this one finishes. P of a block overwrites the RoPE columns of that block's own tile: they are used up
 // once S is made.
 //
-// What lives where. Registers: Q's 512 latent dims and S (scores), O (output). Shared memory: the ring (3 x 72 KB) and
-// Q's RoPE dims (8 KB). Global: partial results of sequences that the schedule split, merged by combine.cu.
+// What lives where. Registers: Q's dims 0 .. 495 and S (scores), O (output). Shared memory: the ring (3 x 72 KB) and
+// the rest of Q (10 KB). Global: partial results of sequences that the schedule split, merged by combine.cu.
 //
 // The running maximum is lazy: it moves only when a block exceeds it by more than 2^8, so that O is almost never
 // rescaled; P stays below 2^8 and the final division by the sum makes the result exact.
@@ -30,7 +30,7 @@ constexpr int LOADING_THREAD = 128;  // of the first turn
 constexpr int OUT_COLUMNS = 256;     // a warpgroup's share of D_V
 constexpr float LAZY_LOG2 = 8.0f;
 
-// A walk over the sequences of this block's part. Registers are short in two of the roles, so that what is needed once a
+// A walk over the sequences of this block's part. Registers are short in both roles, so that what is needed once a
 // sequence is read again from (cached) memory, and what follows from the block's number is made where it is used.
 struct Walk {
   int seq;    // this sequence
@@ -228,7 +228,7 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
     float highest[2] = {-INFINITY, -INFINITY};
     float sum[2] = {0, 0};
     if (walk.length > 0) {
-      // Q: latent dims to registers, RoPE dims to their own tile
+      // Q: dims 0 .. 495 to registers, the rest to tiles of their own
       const Lane me;
       if (me.thread == 0) s.partial[sequence_count & 3] = walk.partial(p.plan);
       ptx::barrier_wait(ptx::shared_address(&s.loaded[ring.stage()]), ring.parity());
@@ -389,16 +389,17 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
   } while (walk.next(p.plan));
 }
 
-// A power of two at least as large as every number of a quad's row (r: this one or the 8th after) times `factor`: what f16
-// partial results are stored over. 1 where a number is not finite.
+// The power of two that a quad's row (r: this one or the 8th after), times `factor`, is stored over as a partial result, for
+// its largest number to be at the upper end of f16's range. 1 where a number is not finite.
 __device__ __forceinline__ float row_scale(const float (&o)[2][64], int r, float factor) {
   float most = 0;
 #pragma unroll
   for (int i = 0; i < 64; i++) most = fmaxf(most, fabsf(o[i / 32][i % 32 / 2 * 4 + r * 2 + i % 2]));
   most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
   most = fmaxf(most, __shfl_xor_sync(~0u, most, 2)) * factor;
+  // Into [2^14, 2^15): what is far smaller in the same row is still a normal number of f16.
   const int exponent = __float_as_int(most) >> 23;
-  return exponent >= 254 ? 1.0f : __int_as_float((max(exponent, 20) + 1) << 23);
+  return exponent == 255 ? 1.0f : __int_as_float(max(exponent - 14, 21) << 23);
 }
 
 // Puts a warp's 16 x 256 share of O, times its rows' factors, into shared memory: rows of 512 bytes, each rotated by 16 bytes
@@ -453,6 +454,7 @@ __device__ __forceinline__ void leave_sequence(const DecodeParams& p, Shared& s,
     const int gap = scattered ? query_row(p.plan, first_row + i, head_kv) - query_row(p.plan, first_row, head_kv) : i;
     *reinterpret_cast<uint4*>(to + gap * D_V) = ptx::load_shared(staging + i * OUT_COLUMNS * 2 + (me.lane() + i % 8) % 32 * 16);
   }
+  ptx::fence_proxy_async();  // the next tile is written there
 }
 
 // The output of a sequence of length zero.

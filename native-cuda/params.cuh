@@ -19,8 +19,9 @@ constexpr int TILE_BYTES = (LOW_GROUPS + HIGH_GROUPS) * GROUP_BYTES;
 //   a row a part       {first sequence, its first block, last sequence, end in it; length of the first sequence, id of its
 //                      first block here, index of the partial result to leave of the first and of the last, or -1}
 //   a row a sequence   {length, first part, splits, index of its first partial result}
-//   the block table; and, from src/cuda/plans.ts, what thread blocks of combine.cu take {sequence, first unit << 3 | log2
-//   of the warps that share one}
+//   the block table
+// and, from src/cuda/plans.ts, what thread blocks of combine.cu take {sequence, first row << 3 | 7 or first half row << 3 |
+// log2 of the warps that share one}.
 struct Plan {
   const int* parts;       // [parts, 8]
   const int* sequences;   // [b, 4]
@@ -33,7 +34,6 @@ struct Plan {
   int s_q;
   int causal;
   float scale_log2;       // softmax_scale * log2(e)
-  int row_tiles;          // thread blocks over rows, a multiple of the cluster size
 };
 
 struct DecodeParams {
@@ -42,7 +42,7 @@ struct DecodeParams {
   Plan plan;
   void* out;                    // [b, s_q, h_q, d_v] 16-bit
   float* lse;                   // [b, h_q, s_q]
-  uint16_t* partial_out;        // [2 * parts, h_kv * rows, d_v] f16, normalised, over the row's scale
+  uint16_t* partial_out;        // [2 * parts, h_kv * rows, d_v] f16, normalised, over a scale a row and half
   float4* partial_info;         // [2 * parts, h_kv * rows] {LSE of base 2, scale of the left 256 columns, of the right, -}
 };
 

@@ -43,7 +43,7 @@ describe('launches', () => {
     expect(rest).toEqual([]);
     expect(decode).toMatchObject({ kernel: 'decode_bf16', grid: [1, 132, 1], threads: 384, sharedBytes: 232448, attributes: [] });
     const params = view(decode!.params);
-    for (const [name, value] of Object.entries({ tableStride: 2, rows: 16, group: 16, hKv: 1, sQ: 1, causal: 0, rowTiles: 1 })) {
+    for (const [name, value] of Object.entries({ tableStride: 2, rows: 16, group: 16, hKv: 1, sQ: 1, causal: 0 })) {
       expect(params.getInt32(DECODE_PARAMS[name as keyof typeof DECODE_PARAMS], true), name).toBe(value);
     }
     expect(params.getFloat32(DECODE_PARAMS.scaleLog2, true)).toBeCloseTo(576 ** -0.5 * Math.LOG2E, 8);

@@ -69,14 +69,14 @@ describe('parameters', () => {
     const pointer = 0x7f12_89ab_cdef;
     writeDecodeParams(to, {
       kvMaps: new Uint8Array(256).fill(1), qMaps: new Uint8Array(256).fill(2), parts: pointer, sequences: pointer + 1, merges: pointer + 2, table: pointer + 3,
-      tableStride: 11, rows: 12, group: 13, hKv: 14, sQ: 15, causal: true, softmaxScale: -2, rowTiles: 16, out: pointer + 4, lse: pointer + 5, partialOut: pointer + 6, partialInfo: pointer + 7,
+      tableStride: 11, rows: 12, group: 13, hKv: 14, sQ: 15, causal: true, softmaxScale: -2, out: pointer + 4, lse: pointer + 5, partialOut: pointer + 6, partialInfo: pointer + 7,
     });
     const bytes = new DataView(to.bytes.buffer, to.bytes.byteOffset);
     expect([0, 255, 256, 511].map((at) => bytes.getUint8(at))).toEqual([1, 1, 2, 2]);
     const pointers = (['parts', 'sequences', 'merges', 'table', 'out', 'lse', 'partialOut', 'partialInfo'] as const).map((name) => to.pointer(DECODE_PARAMS[name]) - pointer);
     expect(pointers).toEqual([0, 1, 2, 3, 4, 5, 6, 7]);
     expect(bytes.getBigUint64(DECODE_PARAMS.parts, true)).toBe(BigInt(pointer));
-    expect((['tableStride', 'rows', 'group', 'hKv', 'sQ', 'causal', 'rowTiles'] as const).map((name) => bytes.getInt32(DECODE_PARAMS[name], true))).toEqual([11, 12, 13, 14, 15, 1, 16]);
+    expect((['tableStride', 'rows', 'group', 'hKv', 'sQ', 'causal'] as const).map((name) => bytes.getInt32(DECODE_PARAMS[name], true))).toEqual([11, 12, 13, 14, 15, 1]);
     expect(bytes.getFloat32(DECODE_PARAMS.scaleLog2, true)).toBe(Math.fround(-2 * Math.LOG2E));
 
     const append = block(APPEND_PARAMS.bytes);
@@ -100,8 +100,11 @@ describe('configuration', () => {
     expect(scheduleInfo(132).rowTiles).toEqual([number(header, 'TILE_ROWS')]);
     const decode = await source('decode.cu');
     expect(number(decode, 'THREADS')).toBe(DECODE_THREADS);
-    expect(await source('combine.cu')).toContain('constexpr int MOST_SPLITS = 512;');
-    expect(8 * 32).toBe(COMBINE_THREADS);
+    const combine = await source('combine.cu');
+    expect(number(combine, 'WARPS') * 32).toBe(COMBINE_THREADS);
+    const plan = { parts: 65535, mergeBlocks: 0, mostSplits: number(combine, 'MOST_SPLITS') };
+    expect(chooseDecodeConfig(shape, plan, 132).grid).toEqual([1, 65535, 1]);
+    expect(() => chooseDecodeConfig(shape, { ...plan, mostSplits: plan.mostSplits + 1 }, 132)).toThrow(expect.objectContaining({ code: 'limit-exceeded' }));
     expect(decode).toContain(`sizeof(Shared) <= ${DECODE_SHARED_BYTES}`);
   });
 
@@ -110,12 +113,13 @@ describe('configuration', () => {
       fc.property(fc.integer({ min: 1, max: 300 }), fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: 132 }), fc.integer({ min: 0, max: 400 }), (group, hKv, sQ, parts, mergeBlocks) => {
         const config = chooseDecodeConfig({ ...shape, hQ: group * hKv, hKv, sQ }, { parts, mergeBlocks, mostSplits: 3 }, 132);
         expect(config.rows).toBe(group * sQ);
-        expect(config.rowTiles * 64).toBeGreaterThanOrEqual(config.rows);
-        expect(config.rowTiles * 64).toBeLessThan(config.rows + 128);
+        const [rowTiles, ...others] = config.grid;
+        expect(rowTiles * 64).toBeGreaterThanOrEqual(config.rows);
+        expect(rowTiles * 64).toBeLessThan(config.rows + 128);
         expect(config.kernel).toBe(config.rows > 64 ? 'decode_bf16_pair' : 'decode_bf16');
-        if (config.rows > 64) expect(config.rowTiles % 2).toBe(0);
-        else expect(config.rowTiles).toBe(1);
-        expect(config.grid).toEqual([config.rowTiles, parts, hKv]);
+        if (config.rows > 64) expect(rowTiles % 2).toBe(0);
+        else expect(rowTiles).toBe(1);
+        expect(others).toEqual([parts, hKv]);
         expect(config.gatherQ).toBe(hKv > 1 && sQ > 1);
         if (mergeBlocks === 0) expect(config.combine).toBeUndefined();
         else expect(config.combine).toEqual({ kernel: 'combine_bf16', blocks: mergeBlocks, sharedBytes: mergeBlocks <= 132 ? 180_000 : mergeBlocks <= 264 ? 88_000 : 0 });
@@ -125,7 +129,7 @@ describe('configuration', () => {
 
   test('the merge takes every row of every split sequence once', async () => {
     const combine = await source('combine.cu');
-    const [warps, few, fewRows, fewSplits] = ['WARPS', 'FEW', 'FEW_ROWS', 'FEW_SPLITS'].map((name) => Number(new RegExp(`constexpr int ${name} = (\\d+);`).exec(combine)![1])) as [number, number, number, number];
+    const [warps, few, fewRows] = ['WARPS', 'FEW', 'FEW_ROWS'].map((name) => Number(new RegExp(`constexpr int ${name} = (\\d+);`).exec(combine)![1])) as [number, number, number];
     fc.assert(
       fc.property(fc.array(fc.integer({ min: 1, max: 132 }), { minLength: 1, maxLength: 20 }), fc.integer({ min: 1, max: 300 }), (splits, rows) => {
         const numSplits = Int32Array.from([0, ...splits.map((_, i) => splits.slice(0, i + 1).reduce((a, b) => a + b))]);
@@ -135,7 +139,7 @@ describe('configuration', () => {
         for (let at = 0; at < items.length; at += 2) {
           const [sequence, what] = [items[at]!, items[at + 1]!];
           const kind = what & 7;
-          if (kind === few) expect(splits[sequence]).toBeLessThanOrEqual(fewSplits);
+          if (kind === few) expect(splits[sequence]).toBeLessThanOrEqual(32 / fewRows);
           const count = kind === few ? 2 * warps * fewRows : warps >> kind;
           const first = (what >> 3) * (kind === few ? 2 : 1);
           for (let half = first; half < Math.min(first + count, 2 * rows); half++) taken[sequence]![half]!++;

@@ -139,7 +139,7 @@ class CudaBackend implements Backend {
     let gathered: Allocation | undefined;
     try {
       const config = chooseDecodeConfig(op, plan, this.#context.device.multiProcessors);
-      const { rows, rowTiles } = config;
+      const { rows } = config;
       const queryRows = op.b * op.sQ * op.hQ;
       if (config.gatherQ) gathered = this.#memory.take(queryRows * D_QK * 2, 'queries');
       const partialOut = this.#partialsOf(op, plan.parts, rows);
@@ -147,7 +147,7 @@ class CudaBackend implements Backend {
         kvMaps: this.#maps.cache(kv.allocation.address, op.dtype, op.hKv, kv.spec.shape[0]!),
         qMaps: this.#maps.queries(gathered?.address ?? q, op.dtype, queryRows),
         ...plan.at, tableStride: op.maxBlocksPerSeq,
-        rows, group: op.hQ / op.hKv, hKv: op.hKv, sQ: op.sQ, causal: op.causal, softmaxScale: op.softmaxScale, rowTiles,
+        rows, group: op.hQ / op.hKv, hKv: op.hKv, sQ: op.sQ, causal: op.causal, softmaxScale: op.softmaxScale,
         out, lse, partialOut, partialInfo: partialOut + partialsLayout(plan.parts, op.sQ, op.hQ).infoAt,
       });
       this.#timer.before();

@@ -1,6 +1,6 @@
 /** Launcher of native-cuda/combine.cu: merges the splits of a sequence. It starts while the decode kernel in front of it ends. */
 import type { KvDType } from '../mla.ts';
-import { COMBINE_SHARED_BYTES, COMBINE_THREADS, type CombineKernelName, type DecodeConfig } from './config.ts';
+import { COMBINE_ALONE_BYTES, COMBINE_THREADS, type CombineKernelName, type DecodeConfig } from './config.ts';
 import type { CudaContext } from './context.ts';
 import { Launch } from './launch.ts';
 import type { Modules } from './modules.ts';
@@ -15,7 +15,7 @@ export class CombineKernels {
     this.#launches = Object.fromEntries(
       NAMES.map((name) => [
         name,
-        new Launch(context, name, modules.function('combine', name), params, { threads: COMBINE_THREADS, sharedBytes: COMBINE_SHARED_BYTES, dependent: true }),
+        new Launch(context, name, modules.function('combine', name), params, { threads: COMBINE_THREADS, sharedBytes: COMBINE_ALONE_BYTES, dependent: true }),
       ]),
     ) as Record<CombineKernelName, Launch>;
   }

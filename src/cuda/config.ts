@@ -31,9 +31,8 @@ const FEW_SPLITS = 4;
  * A merge of few blocks is kept from gathering on the multiprocessors that the decode kernel leaves idle, by asking for
  * shared memory: room for one or two blocks each.
  */
-const ALONE_BYTES = 180_000;
-const PAIR_BYTES = 88_000;
-export const COMBINE_SHARED_BYTES: number = ALONE_BYTES;
+export const COMBINE_ALONE_BYTES = 180_000;
+const COMBINE_PAIR_BYTES = 88_000;
 
 const MOST_GRID_Y = 65535;
 const MOST_I32 = 2 ** 31 - 1;
@@ -42,8 +41,7 @@ export interface DecodeConfig {
   readonly kernel: DecodeKernelName;
   /** Query rows of a KV head. */
   readonly rows: number;
-  /** Thread blocks over rows, whole clusters. */
-  readonly rowTiles: number;
+  /** Row tiles, in whole clusters; parts; KV heads. */
   readonly grid: readonly [number, number, number];
   /** Undefined when no sequence is split. */
   readonly combine: { readonly kernel: CombineKernelName; readonly blocks: number; readonly sharedBytes: number } | undefined;
@@ -96,9 +94,9 @@ export function chooseDecodeConfig(shape: DecodeShape, plan: PlanFacts, multiPro
   const blocks = plan.mergeBlocks;
   return {
     kernel: paired ? `decode_${dtype}_pair` : `decode_${dtype}`,
-    rows, rowTiles,
+    rows,
     grid: [rowTiles, plan.parts, hKv],
-    combine: blocks === 0 ? undefined : { kernel: `combine_${dtype}`, blocks, sharedBytes: blocks <= multiProcessors ? ALONE_BYTES : blocks <= 2 * multiProcessors ? PAIR_BYTES : 0 },
+    combine: blocks === 0 ? undefined : { kernel: `combine_${dtype}`, blocks, sharedBytes: blocks <= multiProcessors ? COMBINE_ALONE_BYTES : blocks <= 2 * multiProcessors ? COMBINE_PAIR_BYTES : 0 },
     gatherQ: hKv > 1 && sQ > 1,
   };
 }

@@ -7,7 +7,7 @@ export const TENSOR_MAP_BYTES = 128;
 export const DECODE_PARAMS = {
   kvLow: 0, kvHigh: 128, qLow: 256, qHigh: 384,
   // struct Plan
-  parts: 512, sequences: 520, merges: 528, table: 536, tableStride: 544, rows: 548, group: 552, hKv: 556, sQ: 560, causal: 564, scaleLog2: 568, rowTiles: 572,
+  parts: 512, sequences: 520, merges: 528, table: 536, tableStride: 544, rows: 548, group: 552, hKv: 556, sQ: 560, causal: 564, scaleLog2: 568,
   out: 576, lse: 584, partialOut: 592, partialInfo: 600,
   bytes: 640, // the maps' alignment, 64, is the struct's
 } as const;
@@ -30,7 +30,6 @@ export interface DecodeParams {
   readonly sQ: number;
   readonly causal: boolean;
   readonly softmaxScale: number;
-  readonly rowTiles: number;
   readonly out: number;
   readonly lse: number;
   readonly partialOut: number;
@@ -55,7 +54,6 @@ export function writeDecodeParams(to: HostBlock, p: DecodeParams): void {
   to.i32[at.sQ / 4] = p.sQ;
   to.i32[at.causal / 4] = p.causal ? 1 : 0;
   to.f32[at.scaleLog2 / 4] = (p.softmaxScale === 0 ? SMALLEST_SCALE : p.softmaxScale) * Math.LOG2E;
-  to.i32[at.rowTiles / 4] = p.rowTiles;
   to.setPointer(at.out, p.out);
   to.setPointer(at.lse, p.lse);
   to.setPointer(at.partialOut, p.partialOut);

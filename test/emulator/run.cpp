@@ -21,6 +21,7 @@ struct Shape {
   int parts = 1, h_q = 16, h_kv = 1, s_q = 1;
   bool causal = false;
   double q_std = 10;  // of q; keys are of 0.1: scores of about 1
+  float outlier = 0;  // of V's dim 7, which q does not look at
 };
 struct Launch {
   string kernel;
@@ -72,10 +73,11 @@ static bool run_case(const Shape& c, const Launch& l, uint64_t seed, bool defer)
     for (int k = 0; k < nb[s]; k++) table[s * mx + k] = perm[used++];
     for (int t = 0; t < c.lens[s]; t++)
       for (int h = 0; h < c.h_kv; h++)
-        for (int d = 0; d < 576; d++) kv_at(s, t, h)[d] = to16(normal(gen) * 0.1);
+        for (int d = 0; d < 576; d++) kv_at(s, t, h)[d] = to16(d == 7 && c.outlier ? c.outlier : normal(gen) * 0.1);
   }
   vector<uint16_t> q(size_t(b) * c.s_q * c.h_q * 576);
   for (auto& x : q) x = to16(normal(gen) * c.q_std);
+  if (c.outlier) for (size_t i = 7; i < q.size(); i += 576) q[i] = 0;
   Guarded<uint16_t> qq(q.size());  // rows of a KV head together
   for (int s = 0; s < b; s++)
     for (int h = 0; h < c.h_kv; h++)
@@ -145,7 +147,7 @@ static bool run_case(const Shape& c, const Launch& l, uint64_t seed, bool defer)
   dp.q_low = emu::encode(qq.get(), q_dims, q_strides, {64, 64, 5});
   dp.q_high = emu::encode(qq.get(), q_dims, q_strides, {64, 64, 4});
   const double scale = 1 / sqrt(576.0);
-  dp.plan = Plan{plan.get(), plan.get() + 8 * P, plan.get() + 8 * P + 4 * b, table.get(), mx, rows, G, c.h_kv, c.s_q, c.causal, float(scale * M_LOG2E), tiles};
+  dp.plan = Plan{plan.get(), plan.get() + 8 * P, plan.get() + 8 * P + 4 * b, table.get(), mx, rows, G, c.h_kv, c.s_q, c.causal, float(scale * M_LOG2E)};
   dp.out = out.get(), dp.lse = lse.get(), dp.partial_out = partial_out.get(), dp.partial_info = partial_info.get();
   CombineParams cp{dp.plan, dp.out, dp.lse, dp.partial_out, dp.partial_info};
 
@@ -267,6 +269,10 @@ int main(int argc, char** argv) {
       {"heads-2tok", {100, 190}, 2, n, 2, 2, true},
       {"big", {400}, 1, n, 1, 1, false, 150},  // the running maximum moves
       {"big-split", {400, 100}, 3, n, 1, 1, false, 150},
+      {"outlier", {384}, 6, n, 1, 1, false, 10, 3e4f},  // beside small numbers, in partial results
+      {"unseen-split", {129}, 3, n / 2, 1, 2, true},    // a row that sees nothing of the last part
+      {"split-18", {1150}, 18, 16},                     // warps that share half a row
+      {"split-35", {2240, 50}, 36, 16, 2, 2, true},
   };
   if (!custom.lens.empty()) {
     custom.name = "custom";
