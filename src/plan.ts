@@ -44,8 +44,9 @@ export function partialBytes(parts: number, { sQ, hQ, dV }: Pick<DecodeOp, 'sQ' 
 export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
   const { metadata, b, sQ, hQ, dV } = op;
   const { parts, tileSchedulerMetadata, numSplits, cacheSeqlens } = metadata;
+  const splits = (i: number): number => numSplits[i + 1]! - numSplits[i]!;
   const split: number[] = [];
-  for (let i = 0; i < b; i++) if (numSplits[i + 1]! - numSplits[i]! > 1) split.push(i);
+  for (let i = 0; i < b; i++) if (splits(i) > 1) split.push(i);
 
   const seqsAt = PLAN_LAYOUT.PLAN_PARTS + parts * PART_STRIDE;
   const splitAt = seqsAt + b * 4;
@@ -71,7 +72,6 @@ export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
     for (let i = first; i <= last; i++) if (firstPart[i]! < 0) firstPart[i] = p;
   }
   const partial = (p: number, i: number): number => 2 * p + (tileSchedulerMetadata[p * PART_STRIDE] === i ? 0 : 1);
-  const splits = (i: number): number => numSplits[i + 1]! - numSplits[i]!;
   for (let p = 0; p < parts; p++) {
     const [first, block, last, end] = tileSchedulerMetadata.subarray(p * PART_STRIDE, p * PART_STRIDE + 4) as unknown as [number, number, number, number];
     const id = cacheSeqlens[first]! > 0 ? blockTable[first * op.maxBlocksPerSeq + block]! : 0;

@@ -19,12 +19,15 @@ export function chooseRowTile(rowTiles: readonly number[], rows: number): number
   return rowTiles.find((tile) => tile >= rows) ?? rowTiles[rowTiles.length - 1]!;
 }
 
+/** How many row tiles this many query rows take, in whole groups when there is more than one. */
+export function countRowTiles({ rowTiles, rowTileMultiple = 1 }: Pick<ScheduleInfo, 'rowTiles' | 'rowTileMultiple'>, rows: number): number {
+  const needed = Math.ceil(rows / chooseRowTile(rowTiles, rows));
+  return needed > 1 ? Math.ceil(needed / rowTileMultiple) * rowTileMultiple : 1;
+}
+
 /** How many parts a machine wants for a problem with this many query rows a KV head. */
 export function partsTarget(machine: ScheduleInfo, rows: number, numHeadsK: number): number {
-  const { rowTileMultiple = 1 } = machine;
-  const needed = Math.ceil(rows / chooseRowTile(machine.rowTiles, rows));
-  const tiles = needed > 1 ? Math.ceil(needed / rowTileMultiple) * rowTileMultiple : 1;
-  return Math.max(1, Math.floor(machine.slots / (tiles * numHeadsK)));
+  return Math.max(1, Math.floor(machine.slots / (countRowTiles(machine, rows) * numHeadsK)));
 }
 
 /** KV blocks of a sequence as the scheduler counts them: one for a sequence of length zero. */

@@ -2,6 +2,7 @@
  * Decode problems in the style of FlashMLA's own test: values from N(0, 0.1^2), pages shuffled, 2147480000 in unused
  * table entries, NaN and infinities in every slot that no sequence uses. Lists of them are in case-lists.ts.
  */
+import type { DecodeShape } from '../src/backend.ts';
 import { encode16 } from '../src/bf16.ts';
 import type { DecodeArgs, KvDType } from '../src/mla.ts';
 import { Random } from './random.ts';
@@ -32,18 +33,10 @@ export interface CaseOptions {
   readonly seed?: number;
 }
 
-export interface DecodeCase {
+export interface DecodeCase extends DecodeShape {
   readonly name: string;
-  readonly b: number;
-  readonly sQ: number;
-  readonly hQ: number;
-  readonly hKv: number;
-  readonly dQk: number;
-  readonly dV: number;
-  readonly blockSize: number;
   readonly numBlocks: number;
   readonly maxBlocksPerSeq: number;
-  readonly dtype: KvDType;
   readonly causal: boolean;
   readonly softmaxScale: number | undefined;
   /** [b, s_q, h_q, d_qk] bits */

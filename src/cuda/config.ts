@@ -4,9 +4,10 @@
  * There is one shape of heads: 512 + 64 in blocks of 64 tokens, DeepSeek's. What varies is whether one row tile or a
  * cluster of two shares each KV block, and how the partial results are merged.
  */
-import type { DecodeOp } from '../backend.ts';
+import type { DecodeShape } from '../backend.ts';
 import { MlaError } from '../errors.ts';
 import type { KvDType, MlaMetadata, ScheduleInfo } from '../mla.ts';
+import { countRowTiles } from '../schedule.ts';
 
 // As in native-cuda/params.cuh and decode.cu.
 export const D_QK = 576;
@@ -17,6 +18,7 @@ export const DECODE_THREADS = 384;
 /** Dynamic shared memory of the decode kernels: all that a block can have, which their struct Shared is asserted to fit in. */
 export const DECODE_SHARED_BYTES = 232448;
 const CLUSTER = 2;
+const ROW_TILING = { rowTiles: [TILE_ROWS], rowTileMultiple: CLUSTER } as const;
 
 // As in native-cuda/combine.cu.
 export const COMBINE_THREADS = 256;
@@ -52,8 +54,6 @@ export interface DecodeConfig {
 export type DecodeKernelName = `decode_${KvDType}${'' | '_pair'}`;
 export type CombineKernelName = `combine_${KvDType}`;
 
-export type DecodeShape = Pick<DecodeOp, 'b' | 'sQ' | 'hQ' | 'hKv' | 'dQk' | 'dV' | 'blockSize' | 'dtype'>;
-
 /** What of a plan decides on kernels. */
 export interface PlanFacts {
   readonly parts: number;
@@ -65,7 +65,7 @@ export interface PlanFacts {
 
 /** How the scheduler is to cut for a device. */
 export function scheduleInfo(multiProcessors: number): ScheduleInfo {
-  return { slots: multiProcessors, rowTiles: [TILE_ROWS], rowTileMultiple: CLUSTER, minTokensPerPart: BLOCK_TOKENS };
+  return { slots: multiProcessors, ...ROW_TILING, minTokensPerPart: BLOCK_TOKENS };
 }
 
 /** @throws MlaError limit-exceeded */
@@ -84,16 +84,14 @@ export function chooseDecodeConfig(shape: DecodeShape, plan: PlanFacts, multiPro
   checkShape(shape);
   const { sQ, hQ, hKv, dtype } = shape;
   const rows = (sQ * hQ) / hKv;
-  const tiles = Math.ceil(rows / TILE_ROWS);
-  const paired = tiles > 1;
-  const rowTiles = paired ? Math.ceil(tiles / CLUSTER) * CLUSTER : 1;
+  const rowTiles = countRowTiles(ROW_TILING, rows);
   const refuse = (what: string, most: number, got: number): MlaError =>
     new MlaError('limit-exceeded', `too many ${what} for one launch`, { argument: 'metadata', expected: `at most ${most}`, got: String(got), fix: 'Use metadata that this instance made' });
   if (plan.parts > MOST_GRID_Y) throw refuse('parts', MOST_GRID_Y, plan.parts);
   if (plan.mostSplits > MOST_SPLITS) throw refuse('splits of a sequence', MOST_SPLITS, plan.mostSplits);
   const blocks = plan.mergeBlocks;
   return {
-    kernel: paired ? `decode_${dtype}_pair` : `decode_${dtype}`,
+    kernel: rowTiles > 1 ? `decode_${dtype}_pair` : `decode_${dtype}`,
     rows,
     grid: [rowTiles, plan.parts, hKv],
     combine: blocks === 0 ? undefined : { kernel: `combine_${dtype}`, blocks, sharedBytes: blocks <= multiProcessors ? COMBINE_ALONE_BYTES : blocks <= 2 * multiProcessors ? COMBINE_PAIR_BYTES : 0 },

@@ -1,7 +1,6 @@
 /** Plans on the device: one a step is used by every layer; a few steps may be in flight. */
 import type { DecodeOp, TensorId } from '../backend.ts';
 import { PLAN_LAYOUT, makePlan } from '../plan.ts';
-import { PART_STRIDE } from '../schedule.ts';
 import { mergeItems, type PlanFacts } from './config.ts';
 import type { Allocation, DeviceMemory } from './memory.ts';
 import type { Staging } from './staging.ts';
@@ -70,9 +69,9 @@ export class Plans {
       allocation, table, metadataId: op.metadataId, parts, mergeBlocks: items.length / 2, mostSplits,
       at: {
         parts: from + 4 * PLAN_LAYOUT.PLAN_PARTS,
-        sequences: from + 4 * (PLAN_LAYOUT.PLAN_PARTS + parts * PART_STRIDE),
+        sequences: from + 4 * plan[PLAN_LAYOUT.PLAN_SEQS_AT]!,
         merges: from + 4 * mergesAt,
-        table: from + 4 * words[PLAN_LAYOUT.PLAN_TABLE_AT]!,
+        table: from + 4 * plan[PLAN_LAYOUT.PLAN_TABLE_AT]!,
       },
     };
   }
