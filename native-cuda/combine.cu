@@ -23,7 +23,6 @@ constexpr int FEW = 7;           // in place of the sharing, in an item
 constexpr int FEW_ROWS = 4;      // a warp, which has lanes for 32 / FEW_ROWS splits of each
 constexpr int MOST_SPLITS = 512;
 constexpr int FLIGHT = 8;        // loads
-constexpr float LN_2 = 0.6931471805599453f;
 
 struct Sequence {
   int seq, splits, first_part, first_partial;

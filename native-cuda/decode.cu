@@ -117,10 +117,14 @@ struct Lane {
   __device__ __forceinline__ int row() const { return warp() * 16 + lane() / 4; }
   // The output role's half of the columns.
   __device__ __forceinline__ int half() const { return thread / 128 - 1; }
-  // ldmatrix and stmatrix: where this lane's row of a 64 x 64 tile has its 16-byte chunk `chunk` or the one after.
-  __device__ __forceinline__ uint32_t matrix(int chunk) const {
+  // ldmatrix and stmatrix: where this lane's row of a 64 x 64 tile has its first 16-byte chunk or the one after.
+  __device__ __forceinline__ uint32_t matrix() const {
     const int row = warp() * 16 + lane() % 16;
-    return row * 128 + (((chunk + lane() / 16) ^ (row % 8)) * 16);
+    return row * 128 + ((lane() / 16) ^ (row % 8)) * 16;
+  }
+  // The threads of one of the output role's warpgroups meet.
+  __device__ __forceinline__ void meet_half() const {
+    if (half() == 0) ptx::named_barrier<2, 128>(); else ptx::named_barrier<3, 128>();
   }
 };
 
@@ -220,7 +224,7 @@ __device__ __forceinline__ float power_of_two(int drop) { return drop > 126 ? 0.
 template <class T>
 __device__ void scores(const DecodeParams& p, Shared& s) {
   uint32_t q[8][4][4];
-  const uint32_t lane_at = Lane().matrix(0);  // the chunk 2 i is at this ^ 32 i
+  const uint32_t lane_at = Lane().matrix();  // the chunk 2 i is at this ^ 32 i
   Ring ring;
   int sequence_count = 0;
   Walk walk(p.plan);
@@ -253,9 +257,7 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
       for (int i = 0; i < GROUP_BYTES / 16 / 128; i++) to[me.thread + i * 128] = from[me.thread + i * 128];
       ptx::fence_proxy_async();
       ptx::named_barrier<1, 128>();
-      if (me.lane() == 0) {
-        ptx::barrier_arrive(ptx::shared_address(&s.scored[ring.stage()]));  // keeps its phases in step with the ring
-      }
+      if (me.lane() == 0) ptx::barrier_arrive(ptx::shared_address(&s.scored[ring.stage()]));  // keeps its phases in step with the ring
       ptx::barrier_arrive(ptx::shared_address(&s.ready[ring.stage()]));
       ring.next();
     }
@@ -381,7 +383,7 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
         if (partial >= 0) {
           p.partial_info[(size_t(partial) * p.plan.h_kv + Walk::head_kv()) * p.plan.rows + row].x = sum[r] == 0 ? -INFINITY : lse;
         } else {
-          p.lse[lse_index(p.plan, walk.seq, row, Walk::head_kv())] = sum[r] == 0 ? INFINITY : lse * 0.6931471805599453f;
+          p.lse[lse_index(p.plan, walk.seq, row, Walk::head_kv())] = sum[r] == 0 ? INFINITY : lse * LN_2;
         }
       }
     }
@@ -426,7 +428,7 @@ __device__ __forceinline__ void leave_sequence(const DecodeParams& p, Shared& s,
   const float* inverse_sum = s.inverse_sum[sequence_count & 1];
   float factor[2] = {inverse_sum[me.row()], inverse_sum[me.row() + 8]};
   const uint32_t staging = ptx::shared_address(s.tile[stage_of_v]) + me.half() * 4 * GROUP_BYTES + me.warp() * GROUP_BYTES;
-  if (me.half() == 0) ptx::named_barrier<2, 128>(); else ptx::named_barrier<3, 128>();  // every warp's product is made
+  me.meet_half();  // every warp's product is made
   const int head_kv = Walk::head_kv(), first_row = Walk::tile() * TILE_ROWS + me.warp() * 16;
   if (first_row >= p.plan.rows) return;
   uint16_t* to;
@@ -529,7 +531,7 @@ __device__ void output(const DecodeParams& p, Shared& s) {
             *v = token < valid ? ptx::finite_or_zero(T{}, *v) : make_uint4(0, 0, 0, 0);
           }
           ptx::fence_proxy_async();
-          if (me.half() == 0) ptx::named_barrier<2, 128>(); else ptx::named_barrier<3, 128>();
+          me.meet_half();
         }
         if (__builtin_expect(!first && s.rescale_flag[ring.stage()][me.warp()], 0)) {
           const float f0 = power_of_two(s.rescale[ring.stage()][me.row()]), f1 = power_of_two(s.rescale[ring.stage()][me.row() + 8]);

@@ -14,6 +14,7 @@ constexpr int LOW_GROUPS = 5;                         // dims 0 .. 319
 constexpr int HIGH_GROUPS = 4;                        // dims 320 .. 575, the last group being RoPE
 constexpr int ROPE_GROUP = 8;
 constexpr int TILE_BYTES = (LOW_GROUPS + HIGH_GROUPS) * GROUP_BYTES;
+constexpr float LN_2 = 0.6931471805599453f;           // LSE leaves in base e
 
 // The batch, as src/plan.ts lays it out:
 //   a row a part       {first sequence, its first block, last sequence, end in it; length of the first sequence, id of its

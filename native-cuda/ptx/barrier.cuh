@@ -38,28 +38,25 @@ __device__ __forceinline__ void barrier_arrive_expect(uint32_t bar, uint32_t byt
 }
 
 // Spins until the phase of `parity` is over. With WAIT_LIMIT defined (debugging) a wait that never ends traps.
-#define PTX_WAIT(NAME, SCOPE)                                                                                        \
-  __device__ __forceinline__ void NAME(uint32_t bar, uint32_t parity) {                                              \
-    uint32_t done = 0;                                                                                               \
-    PTX_WAIT_COUNTER                                                                                                 \
-    do {                                                                                                             \
-      asm volatile(                                                                                                  \
-          "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire." SCOPE ".shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" \
-          : "=r"(done)                                                                                               \
-          : "r"(bar), "r"(parity)                                                                                    \
-          : "memory");                                                                                               \
-      PTX_WAIT_CHECK                                                                                                 \
-    } while (!done);                                                                                                 \
-  }
+__device__ __forceinline__ void barrier_wait(uint32_t bar, uint32_t parity) {
+  uint32_t done = 0;
 #ifdef WAIT_LIMIT
-#define PTX_WAIT_COUNTER uint32_t tries = 0;
-#define PTX_WAIT_CHECK \
-  if (++tries > WAIT_LIMIT) { printf("stuck: block %d thread %d barrier %x parity %u\n", blockIdx.x, threadIdx.x, bar, parity); __trap(); }
-#else
-#define PTX_WAIT_COUNTER
-#define PTX_WAIT_CHECK
+  uint32_t tries = 0;
 #endif
-PTX_WAIT(barrier_wait, "cta")
+  do {
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(bar), "r"(parity)
+        : "memory");
+#ifdef WAIT_LIMIT
+    if (++tries > WAIT_LIMIT) {
+      printf("stuck: block %d thread %d barrier %x parity %u\n", blockIdx.x, threadIdx.x, bar, parity);
+      __trap();
+    }
+#endif
+  } while (!done);
+}
 
 template <int Id, int Threads>
 __device__ __forceinline__ void named_barrier() {

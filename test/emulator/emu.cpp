@@ -237,10 +237,11 @@ void named(int id, int threads, const Loc& loc) {
 void cluster_sync(const Loc& loc) { gate_wait(cluster->gate, cluster->live, "cluster barrier", loc); }
 
 // TMA
-CUtensorMap encode(void* base, std::vector<uint64_t> dims, std::vector<uint64_t> strides, std::vector<uint32_t> box, int element, int swizzle) {
+constexpr size_t ELEMENT = 2;
+CUtensorMap encode(void* base, std::vector<uint64_t> dims, std::vector<uint64_t> strides, std::vector<uint32_t> box) {
   const Loc loc = Loc::current();
   Map m{};
-  m.base = (uint8_t*)base, m.rank = dims.size(), m.element = element, m.swizzle = swizzle;
+  m.base = (uint8_t*)base, m.rank = dims.size();
   if (strides.size() + 1 != dims.size() || box.size() != dims.size()) die(loc, "tensor map: ranks");
   if ((uintptr_t)base % 16) die(loc, "tensor map: base");
   for (size_t i = 0; i < dims.size(); i++) {
@@ -248,20 +249,20 @@ CUtensorMap encode(void* base, std::vector<uint64_t> dims, std::vector<uint64_t>
     if (box[i] == 0 || box[i] > 256 || dims[i] == 0) die(loc, "tensor map: box or dim %zu", i);
     if (i) { m.strides[i - 1] = strides[i - 1]; if (strides[i - 1] % 16) die(loc, "tensor map: stride"); }
   }
-  if (swizzle == 3 && box[0] * element > 128) die(loc, "tensor map: inner box");
+  if (box[0] * ELEMENT > 128) die(loc, "tensor map: inner box");
   CUtensorMap r{};
   memcpy((void*)&r, &m, sizeof m);
   return r;
 }
 static size_t box_bytes(const Map& m) {
-  size_t n = m.element;
+  size_t n = ELEMENT;
   for (int i = 0; i < m.rank; i++) n *= m.box[i];
   return n;
 }
 static void apply(Job& j) {
   const Map& m = j.map;
-  const size_t inner = m.box[0] * m.element, rows = box_bytes(m) / inner;
-  if (m.swizzle == 3 && inner != 128) die(j.loc, "TMA: inner box of %zu bytes under 128-byte swizzle is not emulated", inner);
+  const size_t inner = m.box[0] * ELEMENT, rows = box_bytes(m) / inner;
+  if (inner != 128) die(j.loc, "TMA: inner box of %zu bytes under 128-byte swizzle is not emulated", inner);
   if (j.to->live == 0) die(j.loc, "TMA into a block that has ended");
   uint8_t* shared = at(j.to, j.dst, box_bytes(m), j.loc);
   bool inside_any = false;
@@ -277,12 +278,11 @@ static void apply(Job& j) {
     }
     for (uint32_t e = 0; e < m.box[0]; e++) {
       const int64_t c = int64_t(j.at[0]) + e;
-      uint32_t offset = r * inner + e * m.element;
-      if (m.swizzle == 3) { const uint32_t a = j.dst + offset; offset = (a ^ ((a >> 7 & 7) << 4)) - j.dst; }
+      const uint32_t linear = j.dst + r * inner + e * ELEMENT, offset = (linear ^ ((linear >> 7 & 7) << 4)) - j.dst;
       const bool in = inside && c >= 0 && c < int64_t(m.dims[0]);
       inside_any |= in;
-      if (in) memcpy(shared + offset, from + c * m.element, m.element);
-      else memset(shared + offset, 0, m.element);
+      if (in) memcpy(shared + offset, from + c * ELEMENT, ELEMENT);
+      else memset(shared + offset, 0, ELEMENT);
     }
   }
   if (!inside_any) stats.tma_outside++;
@@ -295,7 +295,7 @@ void tma(uint32_t dst, const CUtensorMap* map, uint32_t bar, int mask, std::vect
   Job j;
   memcpy(&j.map, map, sizeof j.map);
   if (where.size() != j.map.rank) die(loc, "TMA: %zu coordinates for rank %d", where.size(), j.map.rank);
-  if (dst % (j.map.swizzle ? 1024 : 128)) die(loc, "TMA: destination +%u is not aligned", dst - BASE);
+  if (dst % 1024) die(loc, "TMA: destination +%u is not aligned", dst - BASE);
   j.dst = dst, j.bar = bar, j.at = where, j.loc = loc;
   const uint32_t own = cur->block->rank;
   if (mask >> cluster->blocks.size()) die(loc, "multicast mask %x", mask);
@@ -306,7 +306,7 @@ void tma(uint32_t dst, const CUtensorMap* map, uint32_t bar, int mask, std::vect
     j.due = round_number + (options.seed ? rng() % (options.tma_delay + 1) : options.tma_delay);
     if (options.seed && rng() % 8 == 0) j.due += 200;
     if (j.to->live == 0) die(loc, "TMA into a block that has ended");
-    if (options.poison) memset(at(j.to, dst, box_bytes(j.map), loc), 0xff, box_bytes(j.map));
+    memset(at(j.to, dst, box_bytes(j.map), loc), 0xff, box_bytes(j.map));
     cluster->jobs.push_back(j);
     stats.tma++;
   }
@@ -321,7 +321,7 @@ static void run_jobs() {
 }
 void copy4(uint32_t dst, const void* src, const Loc& loc) {
   if (dst % 4 || (uintptr_t)src % 4) die(loc, "cp.async: misaligned");
-  if (options.poison) memset(at(dst, 4, loc), 0xff, 4);
+  memset(at(dst, 4, loc), 0xff, 4);
   at(dst, 4, loc);
   cur->copies.push_back({dst, src});
 }
@@ -505,7 +505,6 @@ void launch(uint3 grid, int threads, int cluster_size, const std::function<void(
               progress = true;
               f.wait = Fiber::READY;
               cur = &f;
-              stats.switches++;
               emu_switch(&main_sp, &f.sp);
               cur = nullptr;
             }

@@ -97,13 +97,12 @@ extern struct Options {
   int tma_delay = 3;     // rounds; with a seed the most
   bool defer = false;    // wgmma is done when the first warp waits for it, else when the last has committed it
   bool loose = false;    // each warp does its quarter of a wgmma on its own, not the four of a warpgroup together
-  bool poison = true;    // a TMA load fills its destination with NaN until it is done
 } options;
-extern struct Stats { uint64_t rounds = 0, switches = 0, tma = 0, tma_outside = 0, wgmma = 0; } stats;
+extern struct Stats { uint64_t rounds = 0, tma = 0, tma_outside = 0, wgmma = 0; } stats;
 
-struct Map { uint8_t* base; uint64_t dims[5], strides[4]; uint32_t box[5]; uint8_t rank, element, swizzle; };  // strides in bytes from dim 1
+struct Map { uint8_t* base; uint64_t dims[5], strides[4]; uint32_t box[5]; uint8_t rank; };  // 16-bit elements, 128-byte swizzle; strides in bytes from dim 1
 static_assert(sizeof(Map) <= sizeof(CUtensorMap));
-CUtensorMap encode(void* base, std::vector<uint64_t> dims, std::vector<uint64_t> strides, std::vector<uint32_t> box, int element = 2, int swizzle = 3);
+CUtensorMap encode(void* base, std::vector<uint64_t> dims, std::vector<uint64_t> strides, std::vector<uint32_t> box);
 
 [[noreturn]] void die(const Loc& loc, const char* format, ...);
 inline void check_aligned(const void* p, int bytes, EMU_LOC) {
