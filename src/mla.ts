@@ -128,6 +128,10 @@ export interface ScheduleInfo {
   readonly rowTileMultiple?: number;
   /** Fewest KV tokens worth a part of their own. */
   readonly minTokensPerPart: number;
+  /** More parts than so many must have twice that: they take longer to merge. No limit when absent. */
+  readonly mostSmallParts?: number;
+  /** What each sequence costs a part that works on it, besides its tokens, in tokens; 0 when absent. */
+  readonly sequenceTokens?: number;
 }
 
 /** What came out of looking at the machine. */

@@ -1,11 +1,11 @@
 /**
  * The tile scheduler: cuts the KV blocks of a ragged batch into even, contiguous parts. Pure.
  *
- * Work is counted in KV blocks; a sequence of length zero counts as one, so that some part writes its (zero)
- * output. All sequences are laid end to end and the line is cut at `floor(p * total / parts)`, so parts differ by
- * one block at most, a sequence is split only where a cut falls inside it, and the same input always gives the
- * same cut. There are no more parts than the longest one makes necessary: with fewer, larger ones the machine is done
- * at the same time, sequences of one length are cut alike, and there is less to merge.
+ * All sequences are laid end to end, and parts take KV blocks in turn until they are full: a sequence is split only where a
+ * part ends inside it, and the same input always gives the same parts. What a part does costs it its blocks and, for each
+ * sequence that it works on, what the machine says that a sequence costs besides. Parts are as small as they can be with as
+ * many as are wanted; then they are as few as that allows: sequences of one length are cut alike, and there is less to merge.
+ * A sequence of length zero counts as one block, so that some part writes its (zero) output.
  */
 import { MlaError, describe } from './errors.ts';
 import type { MetadataArgs, MlaMetadata, ScheduleInfo } from './mla.ts';
@@ -35,6 +35,54 @@ export function blockUnits(length: number, blockSize: number): number {
   return Math.max(1, Math.ceil(length / blockSize));
 }
 
+/** What a part works on: from a block of its first sequence to a block of its last. */
+interface Part {
+  readonly first: number;
+  readonly block: number;
+  last: number;
+  /** Past its last block, in the last sequence. */
+  end: number;
+}
+
+/**
+ * Fills parts in turn, none with more than `capacity`, in tokens.
+ *
+ * @param units blocks a sequence
+ * @param overhead of each sequence in a part, in tokens
+ */
+function fill(units: readonly number[], blockSize: number, overhead: number, capacity: number): Part[] {
+  const parts: Part[] = [];
+  let room = 0;
+  units.forEach((blocks, seq) => {
+    for (let block = 0; block < blocks; ) {
+      if (room < overhead + blockSize) {
+        parts.push({ first: seq, block, last: seq, end: block });
+        room = capacity;
+      }
+      const taken = Math.min(blocks - block, Math.floor((room - overhead) / blockSize));
+      room -= overhead + taken * blockSize;
+      block += taken;
+      const part = parts[parts.length - 1]!;
+      part.last = seq;
+      part.end = block;
+    }
+  });
+  return parts;
+}
+
+/** The smallest parts of which there are no more than `most`. */
+function cut(units: readonly number[], blockSize: number, overhead: number, most: number): Part[] {
+  const cost = units.reduce((sum, blocks) => sum + overhead + blocks * blockSize, 0);
+  let low = Math.max(Math.ceil(cost / most), overhead + blockSize);
+  let high = low + 2 * overhead + blockSize; // enough: cuts add an overhead each, and a part is full when a block and its overhead do not fit
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2);
+    if (fill(units, blockSize, overhead, middle).length <= most) high = middle;
+    else low = middle + 1;
+  }
+  return fill(units, blockSize, overhead, high);
+}
+
 /**
  * @param machine what the backend says of its device
  * @throws MlaError invalid-argument (types, block size), out-of-range (negative length)
@@ -51,56 +99,26 @@ export function getMlaMetadata(args: MetadataArgs, machine: ScheduleInfo): MlaMe
   checkSeqlens(cacheSeqlens);
 
   const b = cacheSeqlens.length;
-  let total = 0;
-  let tokens = 0;
-  for (const length of cacheSeqlens) {
-    total += blockUnits(length, blockSize);
-    tokens += length;
-  }
+  const { minTokensPerPart, mostSmallParts = Infinity, sequenceTokens = 0 } = machine;
+  const units = Array.from(cacheSeqlens, (length) => blockUnits(length, blockSize));
+  const tokens = cacheSeqlens.reduce((sum, length) => sum + length, 0);
   const wanted = partsTarget(machine, numQTokensPerHeadK, numHeadsK);
-  const worthwhile = Math.max(1, Math.ceil(tokens / machine.minTokensPerPart), Math.min(b, wanted));
-  const longest = Math.ceil(total / Math.min(wanted, worthwhile, total));
-  const parts = Math.ceil(total / longest);
+  const small = Math.min(Math.ceil(tokens / minTokensPerPart), mostSmallParts);
+  const worthwhile = Math.max(1, small, Math.ceil(tokens / (2 * minTokensPerPart)), b);
+  const parts = cut(units, blockSize, sequenceTokens, Math.min(wanted, worthwhile));
 
-  const tileSchedulerMetadata = new Int32Array(parts * PART_STRIDE);
-  const numSplits = new Int32Array(b + 1);
+  const tileSchedulerMetadata = new Int32Array(parts.length * PART_STRIDE);
   const splits = new Int32Array(b);
-  let seq = 0;
-  let block = 0; // position of the last cut: sequence and block in it
-  for (let p = 0; p < parts; p++) {
-    let left = Math.floor(((p + 1) * total) / parts) - Math.floor((p * total) / parts);
-    const row = tileSchedulerMetadata.subarray(p * PART_STRIDE, (p + 1) * PART_STRIDE);
-    row[0] = seq;
-    row[1] = block;
-    row[4] = splits[seq]!;
-    for (;;) {
-      const units = blockUnits(cacheSeqlens[seq]!, blockSize);
-      const taken = Math.min(left, units - block);
-      splits[seq]!++;
-      left -= taken;
-      if (left === 0) {
-        row[2] = seq;
-        row[3] = block + taken;
-        block += taken;
-        if (block === units) {
-          seq++;
-          block = 0;
-        }
-        break;
-      }
-      seq++;
-      block = 0;
-    }
-  }
-  for (let i = 0; i < b; i++) numSplits[i + 1] = numSplits[i]! + splits[i]!;
-  for (let p = 0; p < parts; p++) {
-    const row = p * PART_STRIDE;
-    tileSchedulerMetadata[row + 5] = splits[tileSchedulerMetadata[row]!]! > 1 ? 1 : 0;
-    tileSchedulerMetadata[row + 6] = splits[tileSchedulerMetadata[row + 2]!]! > 1 ? 1 : 0;
-  }
+  parts.forEach(({ first, block, last, end }, p) => {
+    tileSchedulerMetadata.set([first, block, last, end, splits[first]!], p * PART_STRIDE);
+    for (let seq = first; seq <= last; seq++) splits[seq]!++;
+  });
+  parts.forEach(({ first, last }, p) => tileSchedulerMetadata.set([splits[first]! > 1 ? 1 : 0, splits[last]! > 1 ? 1 : 0], p * PART_STRIDE + 5));
+  const numSplits = new Int32Array(b + 1);
+  splits.forEach((n, i) => (numSplits[i + 1] = numSplits[i]! + n));
   return {
     tileSchedulerMetadata, numSplits, cacheSeqlens: cacheSeqlens.slice(),
-    numQTokensPerHeadK, numHeadsK, blockSize, parts,
+    numQTokensPerHeadK, numHeadsK, blockSize, parts: parts.length,
   };
 }
 

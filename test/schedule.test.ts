@@ -9,6 +9,8 @@ const machines: fc.Arbitrary<ScheduleInfo> = fc.record({
   slots: fc.integer({ min: 1, max: 600 }),
   rowTiles: fc.constantFrom([1], [16], [1, 16, 64], [128]),
   minTokensPerPart: fc.constantFrom(1, 64, 256, 1024),
+  mostSmallParts: fc.constantFrom(1, 20, Infinity),
+  sequenceTokens: fc.constantFrom(0, 100, 128, 1000),
 });
 
 const problems: fc.Arbitrary<MetadataArgs & { blockSize: number }> = fc.record({
@@ -84,13 +86,33 @@ describe('getMlaMetadata', () => {
       });
     }));
 
-  test('makes parts even within one block, none of them empty', () =>
-    holds((metadata) => {
-      const work = new Int32Array(metadata.parts);
-      for (const { part, from, to } of pieces(metadata)) work[part]! += to - from;
+  /** What each part costs: its blocks, and its sequences besides. */
+  const costs = (metadata: MlaMetadata, sequenceTokens = 0): number[] => {
+    const work = Array.from({ length: metadata.parts }, () => 0);
+    for (const { part, from, to } of pieces(metadata)) work[part]! += (to - from) * metadata.blockSize + sequenceTokens;
+    return work;
+  };
+
+  test('makes parts as small as can be with so many, none of them empty', () =>
+    holds((metadata, { blockSize }, { sequenceTokens }) => {
+      const work = costs(metadata, sequenceTokens);
       expect(Math.min(...work)).toBeGreaterThan(0);
-      expect(Math.max(...work) - Math.min(...work)).toBeLessThanOrEqual(1);
+      const splits = pieces(metadata).length - metadata.cacheSeqlens.length;
+      const total = work.reduce((sum, cost) => sum + cost, 0) + (metadata.parts - 1 - splits) * sequenceTokens!; // had every cut split one
+      const least = Math.ceil(total / metadata.parts);
+      expect(Math.max(...work)).toBeLessThan(least + blockSize + sequenceTokens!);
+      if (sequenceTokens === 0) expect(Math.max(...work)).toBe(Math.ceil(least / blockSize) * blockSize);
     }));
+
+  test('gives parts of many sequences fewer blocks, and every part of a long one as many', () => {
+    const heaviest = (lengths: number[], sequenceTokens: number): number =>
+      Math.max(...costs(getMlaMetadata({ cacheSeqlens: Int32Array.from(lengths), numQTokensPerHeadK: 128, numHeadsK: 1 }, { slots: 132, rowTiles: [64], rowTileMultiple: 2, minTokensPerPart: 64, sequenceTokens }), 128));
+    const ragged = [65536, ...Array.from({ length: 31 }, (_, i) => 257 + 61 * i)];
+    expect([heaviest(ragged, 0), heaviest(ragged, 128)]).toEqual([35 * 64, 28 * 64]);
+    for (const [lengths, blocks] of [[[8192], 2], [[131072], 32], [Array<number>(8).fill(4096), 8], [Array<number>(32).fill(4096), 32]] as const) {
+      expect(heaviest([...lengths], 128)).toBe((blocks + 2) * 64);
+    }
+  });
 
   test('counts splits as the parts make them', () =>
     holds((metadata, { cacheSeqlens }) => {
@@ -119,7 +141,8 @@ describe('getMlaMetadata', () => {
     }));
 
   test('makes no more parts than the longest one makes necessary', () =>
-    holds(({ parts, cacheSeqlens, blockSize }) => {
+    holds(({ parts, cacheSeqlens, blockSize }, _, { sequenceTokens }) => {
+      if (sequenceTokens !== 0) return;
       const total = cacheSeqlens.reduce((n, length) => n + units(length, blockSize), 0);
       const longest = Math.ceil(total / parts);
       if (parts > 1) expect(Math.ceil(total / (parts - 1))).toBeGreaterThan(longest);
@@ -139,10 +162,11 @@ describe('getMlaMetadata', () => {
       expect(metadata.numSplits[cacheSeqlens.length]! - cacheSeqlens.length).toBeLessThan(metadata.parts);
     }));
 
-  test('leaves parts enough tokens to be worth it', () =>
-    holds((metadata, { cacheSeqlens }, { minTokensPerPart }) => {
+  test('leaves parts enough tokens to be worth it, twice as many when there are many parts', () =>
+    holds((metadata, { cacheSeqlens }, { minTokensPerPart, mostSmallParts }) => {
       const tokens = cacheSeqlens.reduce((n, length) => n + length, 0);
-      if (metadata.parts > cacheSeqlens.length) expect(tokens / (metadata.parts - 1)).toBeGreaterThanOrEqual(minTokensPerPart);
+      if (metadata.parts <= cacheSeqlens.length) return;
+      expect(tokens / (metadata.parts - 1)).toBeGreaterThanOrEqual(metadata.parts > mostSmallParts! ? 2 * minTokensPerPart : minTokensPerPart);
     }));
 
   test('is deterministic and leaves its argument alone', () =>

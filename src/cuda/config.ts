@@ -63,9 +63,14 @@ export interface PlanFacts {
   readonly mostSplits: number;
 }
 
+/** As many partial results of a row as a merge loads at once: 8 warps, 8 loads each in flight. */
+const MOST_SMALL_PARTS = 64;
+/** What a sequence's Q and end take, in tokens' time: measured on an H200, 0 to 128. */
+const SEQUENCE_TOKENS = 128;
+
 /** How the scheduler is to cut for a device. */
 export function scheduleInfo(multiProcessors: number): ScheduleInfo {
-  return { slots: multiProcessors, ...ROW_TILING, minTokensPerPart: BLOCK_TOKENS };
+  return { slots: multiProcessors, ...ROW_TILING, minTokensPerPart: BLOCK_TOKENS, mostSmallParts: MOST_SMALL_PARTS, sequenceTokens: SEQUENCE_TOKENS };
 }
 
 /** @throws MlaError limit-exceeded */
