@@ -25,17 +25,11 @@ constexpr int MOST_SPLITS = 512;
 constexpr int FLIGHT = 8;        // loads
 
 struct Sequence {
-  int seq, splits, first_part, first_partial;
+  int seq, splits, first_partial;
   int rows;  // of all KV heads
 
-  __device__ __forceinline__ Sequence(const Plan& plan, int seq) : seq(seq), rows(plan.rows * plan.h_kv) {
-    const int4 row = *reinterpret_cast<const int4*>(plan.sequences + seq * 4);
-    first_part = row.y;
-    splits = row.z;
-    first_partial = row.w;
-  }
   // Where split `split` has row `row`.
-  __device__ __forceinline__ size_t at(int split, int row) const { return size_t(split == 0 ? first_partial : 2 * (first_part + split)) * rows + row; }
+  __device__ __forceinline__ size_t at(int split, int row) const { return size_t(split == 0 ? first_partial : (first_partial & ~1) + 2 * split) * rows + row; }
 };
 
 // Of a row of all KV heads: its place in out, and its LSE's.
@@ -179,8 +173,8 @@ __device__ __forceinline__ void many(const CombineParams& p, const Sequence& seq
 
 template <class T>
 __device__ __forceinline__ void combine(const CombineParams& p) {
-  const int2 item = reinterpret_cast<const int2*>(p.plan.merges)[blockIdx.x];
-  const Sequence sequence(p.plan, item.x);
+  const int4 item = reinterpret_cast<const int4*>(p.plan.merges)[blockIdx.x];
+  const Sequence sequence = {item.x, item.w, item.z, p.plan.rows * p.plan.h_kv};
   const int kind = item.y & 7, first = item.y >> 3;
   ptx::dependency_wait();
   if (kind == FEW) few<T>(p, sequence, first);

@@ -22,11 +22,11 @@ constexpr float LN_2 = 0.6931471805599453f;           // LSE leaves in base e
 //   a row a sequence   {length, first part, splits, index of its first partial result}
 //   the block table
 // and, from src/cuda/plans.ts, what thread blocks of combine.cu take {sequence, first row << 3 | 7 or first half row << 3 |
-// log2 of the warps that share one}.
+// log2 of the warps that share one, index of the sequence's first partial result, its splits}.
 struct Plan {
   const int* parts;       // [parts, 8]
   const int* sequences;   // [b, 4]
-  const int* merges;      // [blocks of the merge, 2]
+  const int* merges;      // [blocks of the merge, 4]
   const int* table;       // [b, table_stride]
   int table_stride;
   int rows;               // s_q * h_q / h_kv: query rows of a KV head

@@ -133,12 +133,12 @@ describe('configuration', () => {
     const [warps, few, fewRows] = ['WARPS', 'FEW', 'FEW_ROWS'].map((name) => Number(new RegExp(`constexpr int ${name} = (\\d+);`).exec(combine)![1])) as [number, number, number];
     fc.assert(
       fc.property(fc.array(fc.integer({ min: 1, max: 132 }), { minLength: 1, maxLength: 20 }), fc.integer({ min: 1, max: 300 }), (splits, rows) => {
-        const numSplits = Int32Array.from([0, ...splits.map((_, i) => splits.slice(0, i + 1).reduce((a, b) => a + b))]);
-        const { items, mostSplits } = mergeItems({ numSplits }, rows);
+        const { items, mostSplits } = mergeItems(Int32Array.from(splits.flatMap((n, i) => [9, i, n, 2 * i + (n % 2)])), rows);
         expect(mostSplits).toBe(Math.max(...splits));
         const taken = splits.map(() => new Int32Array(2 * rows)); // halves of rows
-        for (let at = 0; at < items.length; at += 2) {
-          const [sequence, what] = [items[at]!, items[at + 1]!];
+        for (let at = 0; at < items.length; at += 4) {
+          const [sequence, what, firstPartial, ofSequence] = items.subarray(at, at + 4) as unknown as [number, number, number, number];
+          expect([firstPartial, ofSequence]).toEqual([2 * sequence + (splits[sequence]! % 2), splits[sequence]]);
           const kind = what & 7;
           if (kind === few) expect(splits[sequence]).toBeLessThanOrEqual(32 / fewRows);
           const count = kind === few ? 2 * warps * fewRows : warps >> kind;

@@ -6,7 +6,7 @@
  */
 import type { DecodeShape } from '../backend.ts';
 import { MlaError } from '../errors.ts';
-import type { KvDType, MlaMetadata, ScheduleInfo } from '../mla.ts';
+import type { KvDType, ScheduleInfo } from '../mla.ts';
 import { countRowTiles } from '../schedule.ts';
 
 // As in native-cuda/params.cuh and decode.cu.
@@ -105,23 +105,26 @@ export function chooseDecodeConfig(shape: DecodeShape, plan: PlanFacts, multiPro
 }
 
 /**
- * What the thread blocks of the merge take: pairs {sequence, what}, `what` being `first row << 3 | 7` for whole rows of a
- * sequence of few splits, else `first half row << 3 | log2 of the warps that share one`.
+ * What the thread blocks of the merge take, four numbers each: the sequence; `first row << 3 | 7` for whole rows of a sequence
+ * of few splits, else `first half row << 3 | log2 of the warps that share one`; the index of the sequence's first partial
+ * result; its splits.
  *
+ * @param sequences a plan's rows of sequences
  * @param rows s_q * h_q
  */
-export function mergeItems({ numSplits }: Pick<MlaMetadata, 'numSplits'>, rows: number): { readonly items: Int32Array; readonly mostSplits: number } {
+export function mergeItems(sequences: Int32Array, rows: number): { readonly items: Int32Array; readonly mostSplits: number } {
   const items: number[] = [];
   let mostSplits = 0;
-  for (let i = 0; i + 1 < numSplits.length; i++) {
-    const splits = numSplits[i + 1]! - numSplits[i]!;
+  for (let i = 0; i * 4 < sequences.length; i++) {
+    const splits = sequences[i * 4 + 2]!;
+    const firstPartial = sequences[i * 4 + 3]!;
     mostSplits = Math.max(mostSplits, splits);
     if (splits === 1) continue;
     if (splits <= FEW_SPLITS) {
-      for (let row = 0; row < rows; row += COMBINE_WARPS * FEW_ROWS) items.push(i, (row << 3) | FEW);
+      for (let row = 0; row < rows; row += COMBINE_WARPS * FEW_ROWS) items.push(i, (row << 3) | FEW, firstPartial, splits);
     } else {
       const sharing = splits <= 8 ? 0 : splits <= 16 ? 1 : splits <= 32 ? 2 : 3;
-      for (let half = 0; half < 2 * rows; half += COMBINE_WARPS >> sharing) items.push(i, (half << 3) | sharing);
+      for (let half = 0; half < 2 * rows; half += COMBINE_WARPS >> sharing) items.push(i, (half << 3) | sharing, firstPartial, splits);
     }
   }
   return { items: Int32Array.from(items), mostSplits };

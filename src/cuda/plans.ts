@@ -51,9 +51,10 @@ export class Plans {
 
   #make(op: DecodeOp, table: TensorId | undefined, indices: Int32Array): PlanOnDevice {
     const { words: plan, parts } = makePlan(op, indices);
-    const { items, mostSplits } = mergeItems(op.metadata, op.sQ * op.hQ);
-    // The merge's list after it, where its pairs are aligned.
-    const mergesAt = plan.length + (plan.length % 2);
+    const sequencesAt = plan[PLAN_LAYOUT.PLAN_SEQS_AT]!;
+    const { items, mostSplits } = mergeItems(new Int32Array(plan.buffer, sequencesAt * 4, op.b * 4), op.sQ * op.hQ);
+    // The merge's list after it, where its rows of four are aligned.
+    const mergesAt = Math.ceil(plan.length / 4) * 4;
     const words = new Uint32Array(mergesAt + items.length);
     words.set(plan);
     words.set(items, mergesAt);
@@ -66,10 +67,10 @@ export class Plans {
     }
     const from = allocation.address;
     return {
-      allocation, table, metadataId: op.metadataId, parts, mergeBlocks: items.length / 2, mostSplits,
+      allocation, table, metadataId: op.metadataId, parts, mergeBlocks: items.length / 4, mostSplits,
       at: {
         parts: from + 4 * PLAN_LAYOUT.PLAN_PARTS,
-        sequences: from + 4 * plan[PLAN_LAYOUT.PLAN_SEQS_AT]!,
+        sequences: from + 4 * sequencesAt,
         merges: from + 4 * mergesAt,
         table: from + 4 * plan[PLAN_LAYOUT.PLAN_TABLE_AT]!,
       },

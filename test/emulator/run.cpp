@@ -129,8 +129,8 @@ static bool run_case(const Shape& c, const Launch& l, uint64_t seed, bool defer)
     const int n = splits[s];
     if (n == 1) continue;
     const int lg = n <= FEW_SPLITS ? 7 : n <= 8 ? 0 : n <= 16 ? 1 : n <= 32 ? 2 : 3;
-    if (lg == 7) for (int u = 0; u < c.s_q * c.h_q; u += 32) flat.push_back(s), flat.push_back(u << 3 | 7), items++;
-    else for (int u = 0; u < 2 * c.s_q * c.h_q; u += 8 >> lg) flat.push_back(s), flat.push_back(u << 3 | lg), items++;
+    const int step = lg == 7 ? 32 : 8 >> lg, end = (lg == 7 ? 1 : 2) * c.s_q * c.h_q;
+    for (int u = 0; u < end; u += step, items++) for (int x : {s, u << 3 | lg, seqs[s][3], n}) flat.push_back(x);
   }
   Guarded<int> plan(flat.size());
   memcpy(plan.get(), flat.data(), flat.size() * 4);
