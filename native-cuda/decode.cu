@@ -21,6 +21,8 @@
 #include "ptx/barrier.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
+#include "softmax.cuh"
+#include "walk.cuh"
 
 namespace {
 
@@ -28,69 +30,6 @@ constexpr int STAGES = 3;
 constexpr int THREADS = 384;
 constexpr int LOADING_THREAD = 128;  // of the first turn
 constexpr int OUT_COLUMNS = 256;     // a warpgroup's share of D_V
-constexpr float LAZY_LOG2 = 8.0f;
-
-// A walk over the sequences of this block's part. Registers are short in both roles, so that what is needed once a
-// sequence is read again from (cached) memory, and what follows from the block's number is made where it is used.
-struct Walk {
-  int seq;    // this sequence
-  int block;  // this block of it
-  int end;    // past its last block in this part
-  int length;
-
-  // Opaque: made where they are used, so that no register is kept.
-  static __device__ __forceinline__ int tile() {
-    int x;
-    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
-    return x;
-  }
-  static __device__ __forceinline__ int part() {
-    int y;
-    asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(y));
-    return y;
-  }
-  static __device__ __forceinline__ int head_kv() {
-    int z;
-    asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(z));
-    return z;
-  }
-  static __device__ __forceinline__ const int* row(const Plan& plan) { return plan.parts + part() * PART_STRIDE; }
-  static __device__ __forceinline__ int read(const int* p) {
-    int x;
-    asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(x) : "l"(p));
-    return x;
-  }
-
-  static __device__ __forceinline__ int4 read4(const int* p) {
-    int4 x;
-    asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(p));
-    return x;
-  }
-
-  Walk() = default;
-  __device__ __forceinline__ Walk(const Plan& plan) : Walk(read4(row(plan)), read(row(plan) + 4)) {}
-  // From a part's row: its first four words, and the length of its first sequence.
-  __device__ __forceinline__ Walk(int4 part, int first_length) { enter(part.x, part.y, first_length, part.z, part.w); }
-  __device__ __forceinline__ void enter(int sequence, int first_block, int sequence_length, int last_sequence, int last_end) {
-    seq = sequence;
-    block = first_block;
-    length = sequence_length;
-    end = (length + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    if (seq == last_sequence) end = min(end, last_end);
-  }
-  // Index of the partial result that this part leaves of the sequence; -1 when it has the whole of it.
-  __device__ __forceinline__ int partial(const Plan& plan) const {
-    const int4 first = read4(row(plan)), more = read4(row(plan) + 4);
-    return seq == first.x ? more.z : seq == first.z ? more.w : -1;
-  }
-  // To the next sequence; false past the last.
-  __device__ __forceinline__ bool next(const Plan& plan) {
-    const int4 part = read4(row(plan));
-    if (seq == part.z) return false;
-    enter(seq + 1, 0, read(plan.sequences + (seq + 1) * 4), part.z, part.w);
-    return true;
-  }
-};
 
 // A place in the ring: one number, 0 .. 5, as registers are short. Opaque to the compiler where addresses are made from
 // it, or it would keep one register for each.
@@ -218,9 +157,6 @@ __device__ __forceinline__ void load_next(const DecodeParams& p, Loader& l, Shar
   l.advance(p.plan);
 }
 
-// 2^-drop; 0 where that is below the normal numbers.
-__device__ __forceinline__ float power_of_two(int drop) { return drop > 126 ? 0.0f : __int_as_float((127 - drop) << 23); }
-
 template <class T>
 __device__ void scores(const DecodeParams& p, Shared& s) {
   uint32_t q[8][4][4];
@@ -327,12 +263,8 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
         for (int r = 0; r < 2; r++) {
           float row_most = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], 1));
           row_most = fmaxf(row_most, __shfl_xor_sync(~0u, row_most, 2)) * scale;
-          int drop = 0;
-          if (row_most > highest[r] + LAZY_LOG2) {
-            const float step = ceilf(row_most - highest[r]);
-            drop = int(fminf(step, 255.0f));
-            highest[r] = highest[r] == -INFINITY ? row_most : highest[r] + step;
-          }
+          int drop;
+          highest[r] = move_maximum(highest[r], row_most, drop);
           sum[r] *= power_of_two(drop);
           if (me.quad() == 0) s.rescale[ring.stage()][me.row() + 8 * r] = drop;
         }
@@ -391,17 +323,14 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
   } while (walk.next(p.plan));
 }
 
-// The power of two that a quad's row (r: this one or the 8th after), times `factor`, is stored over as a partial result, for
-// its largest number to be at the upper end of f16's range. 1 where a number is not finite.
+// The scale_of() a quad's row (r: this one or the 8th after), times `factor`.
 __device__ __forceinline__ float row_scale(const float (&o)[2][64], int r, float factor) {
   float most = 0;
 #pragma unroll
   for (int i = 0; i < 64; i++) most = fmaxf(most, fabsf(o[i / 32][i % 32 / 2 * 4 + r * 2 + i % 2]));
   most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
   most = fmaxf(most, __shfl_xor_sync(~0u, most, 2)) * factor;
-  // Into [2^14, 2^15): what is far smaller in the same row is still a normal number of f16.
-  const int exponent = __float_as_int(most) >> 23;
-  return exponent == 255 ? 1.0f : __int_as_float(max(exponent - 14, 21) << 23);
+  return scale_of(most);
 }
 
 // Puts a warp's 16 x 256 share of O, times its rows' factors, into shared memory: rows of 512 bytes, each rotated by 16 bytes
@@ -438,7 +367,7 @@ __device__ __forceinline__ void leave_sequence(const DecodeParams& p, Shared& s,
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       const float scale = row_scale(o, r, factor[r]);
-      factor[r] *= __int_as_float((254 << 23) - __float_as_int(scale));  // over a power of two
+      factor[r] *= inverse_scale(scale);
       if (me.quad() == 0 && first_row + me.lane() / 4 + 8 * r < p.plan.rows) (&info[8 * r].y)[me.half()] = scale;
     }
     stage<ptx::F16>(o, factor, staging, me);

@@ -38,8 +38,10 @@ struct Plan {
 };
 
 struct DecodeParams {
-  CUtensorMap kv_low, kv_high;  // {64 dims, 64 tokens, 9 groups, h_kv, num_blocks}, boxes of LOW_GROUPS and HIGH_GROUPS
-  CUtensorMap q_low, q_high;    // {64 dims, b * h_kv * rows, 9 groups}, the same boxes
+  // Boxes of LOW_GROUPS and HIGH_GROUPS, and of as many tokens and rows as the kernel takes at a time: 64 (decode.cu), or
+  // 32 tokens and 16 rows (decode_few.cu).
+  CUtensorMap kv_low, kv_high;  // {64 dims, 64 tokens, 9 groups, h_kv, num_blocks}
+  CUtensorMap q_low, q_high;    // {64 dims, b * h_kv * rows, 9 groups}
   Plan plan;
   void* out;                    // [b, s_q, h_q, d_v] 16-bit
   float* lse;                   // [b, h_q, s_q]

@@ -41,7 +41,7 @@ describe('launches', () => {
   test('one row tile, nothing split', async () => {
     const [decode, ...rest] = await launched({ b: 132, sQ: 1, sK: 64, hQ: 16 });
     expect(rest).toEqual([]);
-    expect(decode).toMatchObject({ kernel: 'decode_bf16', grid: [1, 132, 1], threads: 384, sharedBytes: 232448, attributes: [] });
+    expect(decode).toMatchObject({ kernel: 'decode_bf16_few', grid: [1, 132, 1], threads: 320, sharedBytes: 232448, attributes: [] });
     const params = view(decode!.params);
     for (const [name, value] of Object.entries({ tableStride: 2, rows: 16, group: 16, hKv: 1, sQ: 1, causal: 0 })) {
       expect(params.getInt32(DECODE_PARAMS[name as keyof typeof DECODE_PARAMS], true), name).toBe(value);
@@ -67,14 +67,14 @@ describe('launches', () => {
 
   test('many splits', async () => {
     const [decode, combine] = await launched({ b: 1, sQ: 1, sK: 4096, hQ: 16 });
-    expect(decode).toMatchObject({ kernel: 'decode_bf16', grid: [1, 64, 1] });
+    expect(decode).toMatchObject({ kernel: 'decode_bf16_few', grid: [1, 64, 1] });
     expect(combine).toMatchObject({ kernel: 'combine_bf16', grid: [32, 1, 1], threads: 256 });
   });
 
   test('several KV heads and query tokens: rows are gathered first', async () => {
     const [gather, decode] = await launched({ b: 2, sQ: 2, sK: 64, hQ: 12, hKv: 3, causal: true, softmaxScale: 0 });
     expect(gather).toMatchObject({ kernel: 'gather_q', grid: [6, 1, 1], threads: 256 });
-    expect(decode).toMatchObject({ kernel: 'decode_bf16', grid: [1, 2, 3] });
+    expect(decode).toMatchObject({ kernel: 'decode_bf16_few', grid: [1, 2, 3] });
     const params = view(decode!.params);
     expect(params.getBigUint64(DECODE_PARAMS.qLow + 8, true)).toBe(view(gather!.params).getBigUint64(8, true));
     expect(params.getInt32(DECODE_PARAMS.causal, true)).toBe(1);
@@ -132,7 +132,7 @@ describe('launches', () => {
     const { driver, mla } = await instance();
     const args = decodeArgs(makeCase({ b: 1, sQ: 1, sK: 20, hQ: 2 }));
     expect(await mla.time(async () => [await mla.flashMlaWithKvCache(args), await mla.flashMlaWithKvCache(args)])).toEqual({ ms: 1, source: 'device' });
-    expect(driver.launches.map(({ kernel }) => kernel)).toEqual(['delay', 'decode_bf16', 'delay', 'decode_bf16']);
+    expect(driver.launches.map(({ kernel }) => kernel)).toEqual(['delay', 'decode_bf16_few', 'delay', 'decode_bf16_few']);
     expect(await mla.time(async () => undefined)).toEqual({ ms: 0, source: 'device' });
   });
 });
@@ -245,5 +245,5 @@ test('auto goes on to the next backend and says why', async () => {
 test('says what it runs on', async () => {
   const { mla } = await instance();
   expect(mla.info).toMatchObject({ backend: 'cuda', device: 'Fake H100', software: false, schedule: { slots: 132, rowTiles: [64] } });
-  expect((await mla.memory()) satisfies MemoryStats).toEqual({ bytes: 0, allocations: 0, allocated: 0, pipelines: 9 });
+  expect((await mla.memory()) satisfies MemoryStats).toEqual({ bytes: 0, allocations: 0, allocated: 0, pipelines: 11 });
 });

@@ -5,7 +5,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { HERE, sourceHashes } from '../native-cuda/sources.ts';
 import type { DecodeShape } from '../src/backend.ts';
-import { BLOCK_TOKENS, COMBINE_THREADS, DECODE_SHARED_BYTES, DECODE_THREADS, D_QK, D_V, chooseDecodeConfig, mergeItems, scheduleInfo } from '../src/cuda/config.ts';
+import { BLOCK_TOKENS, COMBINE_THREADS, DECODE_FEW_THREADS, DECODE_SHARED_BYTES, DECODE_THREADS, D_QK, D_V, chooseDecodeConfig, mergeItems, scheduleInfo } from '../src/cuda/config.ts';
 import { CUBINS, readKernels } from '../src/cuda/cubin.ts';
 import { HostBlock } from '../src/cuda/driver.ts';
 import { APPEND_PARAMS, COMBINE_PARAMS_AT, DECODE_PARAMS, GATHER_PARAMS, writeAppendParams, writeDecodeParams, writeGatherParams } from '../src/cuda/params.ts';
@@ -106,7 +106,10 @@ describe('configuration', () => {
     const plan = { parts: 65535, mergeBlocks: 0, mostSplits: number(combine, 'MOST_SPLITS') };
     expect(chooseDecodeConfig(shape, plan, 132).grid).toEqual([1, 65535, 1]);
     expect(() => chooseDecodeConfig(shape, { ...plan, mostSplits: plan.mostSplits + 1 }, 132)).toThrow(expect.objectContaining({ code: 'limit-exceeded' }));
-    expect(decode).toContain(`sizeof(Shared) <= ${DECODE_SHARED_BYTES}`);
+    const few = await source('decode_few.cu');
+    expect(number(few, 'CONSUMERS') + 64).toBe(DECODE_FEW_THREADS);
+    expect(chooseDecodeConfig(shape, { ...plan, mostSplits: 1 }, 132)).toMatchObject({ boxTokens: number(few, 'STEP_TOKENS'), boxRows: number(few, 'ROWS') });
+    for (const kernel of [decode, few]) expect(kernel).toContain(`sizeof(Shared) <= ${DECODE_SHARED_BYTES}`);
   });
 
   test('any problem that the kernels take has a grid that covers it', () => {
@@ -117,7 +120,8 @@ describe('configuration', () => {
         const [rowTiles, ...others] = config.grid;
         expect(rowTiles * 64).toBeGreaterThanOrEqual(config.rows);
         expect(rowTiles * 64).toBeLessThan(config.rows + 128);
-        expect(config.kernel).toBe(config.rows > 64 ? 'decode_bf16_pair' : 'decode_bf16');
+        expect(config.kernel).toBe(config.rows > 64 ? 'decode_bf16_pair' : config.rows > 16 ? 'decode_bf16' : 'decode_bf16_few');
+        expect([config.boxTokens, config.boxRows]).toEqual(config.rows > 16 ? [64, 64] : [32, 16]);
         if (config.rows > 64) expect(rowTiles % 2).toBe(0);
         else expect(rowTiles).toBe(1);
         expect(others).toEqual([parts, hKv]);
@@ -186,7 +190,7 @@ describe('the committed cubins', () => {
     expect(manifest.driver).toBe(Number(manifest.nvcc.split('.')[0]) * 1000);
     const text = Object.fromEntries(CUBINS.map((name) => [name, Buffer.from(images[name]).toString('latin1')]));
     const both = (name: string): string[] => [`${name}bf16`, `${name}f16`];
-    const kernels = { decode: [...both('decode_'), ...both('decode_').map((n) => `${n}_pair`)], combine: both('combine_'), append: ['append'], gather_q: ['gather_q'], delay: ['delay'] };
+    const kernels = { decode: [...both('decode_'), ...both('decode_').map((n) => `${n}_pair`)], decode_few: both('decode_').map((n) => `${n}_few`), combine: both('combine_'), append: ['append'], gather_q: ['gather_q'], delay: ['delay'] };
     for (const name of CUBINS) for (const kernel of kernels[name]) expect(text[name], kernel).toContain(`.text.${kernel}\0`);
   });
 });

@@ -63,6 +63,20 @@ __device__ __forceinline__ void named_barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(Id), "n"(Threads) : "memory");
 }
 
+// The same where the id is no constant.
+template <int Threads>
+__device__ __forceinline__ void named_barrier_at(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(Threads) : "memory");
+}
+
+// The same, and whether any thread's `x` is true.
+template <int Threads>
+__device__ __forceinline__ bool named_barrier_or(int id, bool x) {
+  int any;
+  asm volatile("{\n.reg .pred p, q;\nsetp.ne.b32 p, %1, 0;\nbar.red.or.pred q, %2, %3, p;\nselp.b32 %0, 1, 0, q;\n}" : "=r"(any) : "r"(int(x)), "r"(id), "n"(Threads) : "memory");
+  return any;
+}
+
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // The thread's number in its block; volatile, so that it is read where it is used and holds no register in between.

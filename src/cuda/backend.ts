@@ -144,8 +144,8 @@ class CudaBackend implements Backend {
       if (config.gatherQ) gathered = this.#memory.take(queryRows * D_QK * 2, 'queries');
       const partialOut = this.#partialsOf(op, plan.parts, rows);
       writeDecodeParams(this.#params, {
-        kvMaps: this.#maps.cache(kv.allocation.address, op.dtype, op.hKv, kv.spec.shape[0]!),
-        qMaps: this.#maps.queries(gathered?.address ?? q, op.dtype, queryRows),
+        kvMaps: this.#maps.cache(kv.allocation.address, op.dtype, op.hKv, kv.spec.shape[0]!, config.boxTokens),
+        qMaps: this.#maps.queries(gathered?.address ?? q, op.dtype, queryRows, config.boxRows),
         ...plan.at, tableStride: op.maxBlocksPerSeq,
         rows, group: op.hQ / op.hKv, hKv: op.hKv, sQ: op.sQ, causal: op.causal, softmaxScale: op.softmaxScale,
         out, lse, partialOut, partialInfo: partialOut + partialsLayout(plan.parts, op.sQ, op.hQ).infoAt,

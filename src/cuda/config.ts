@@ -1,13 +1,15 @@
 /**
  * Problem -> kernels and their grids. Pure.
  *
- * There is one shape of heads: 512 + 64 in blocks of 64 tokens, DeepSeek's. What varies is whether one row tile or a
- * cluster of two shares each KV block, and how the partial results are merged.
+ * There is one shape of heads: 512 + 64 in blocks of 64 tokens, DeepSeek's. What varies with the query rows of a KV head
+ * is the kernel: up to 16 are the columns of the matrix products, up to 64 their rows, more are row tiles, of which a cluster
+ * of two shares each KV block; and with the splits, how the partial results are merged.
  */
 import type { DecodeShape } from '../backend.ts';
 import { MlaError } from '../errors.ts';
 import type { KvDType, ScheduleInfo } from '../mla.ts';
 import { countRowTiles } from '../schedule.ts';
+import type { CubinName } from './cubin.ts';
 
 // As in native-cuda/params.cuh and decode.cu.
 export const D_QK = 576;
@@ -15,9 +17,19 @@ export const D_V = 512;
 export const BLOCK_TOKENS = 64;
 const TILE_ROWS = 64;
 export const DECODE_THREADS = 384;
-/** Dynamic shared memory of the decode kernels: all that a block can have, which their struct Shared is asserted to fit in. */
+// As in native-cuda/decode_few.cu.
+export const DECODE_FEW_THREADS = 320;
+const FEW_QUERY_ROWS = 16;
+const FEW_STEP_TOKENS = 32;
+/** Dynamic shared memory of the decode kernels: all that a block can have, which their structs Shared are asserted to fit in. */
 export const DECODE_SHARED_BYTES = 232448;
 const CLUSTER = 2;
+/** The decode kernels, by how their names end: where they are and how they are launched. */
+export const DECODE_KERNELS: Readonly<Record<'' | '_pair' | '_few', { readonly cubin: CubinName; readonly threads: number; readonly cluster: number }>> = {
+  '': { cubin: 'decode', threads: DECODE_THREADS, cluster: 1 },
+  _pair: { cubin: 'decode', threads: DECODE_THREADS, cluster: CLUSTER },
+  _few: { cubin: 'decode_few', threads: DECODE_FEW_THREADS, cluster: 1 },
+};
 const ROW_TILING = { rowTiles: [TILE_ROWS], rowTileMultiple: CLUSTER } as const;
 
 // As in native-cuda/combine.cu.
@@ -41,6 +53,9 @@ const MOST_I32 = 2 ** 31 - 1;
 
 export interface DecodeConfig {
   readonly kernel: DecodeKernelName;
+  /** What the copy engine fetches at a time: tokens of a KV block, query rows. */
+  readonly boxTokens: number;
+  readonly boxRows: number;
   /** Query rows of a KV head. */
   readonly rows: number;
   /** Row tiles, in whole clusters; parts; KV heads. */
@@ -51,7 +66,7 @@ export interface DecodeConfig {
   readonly gatherQ: boolean;
 }
 
-export type DecodeKernelName = `decode_${KvDType}${'' | '_pair'}`;
+export type DecodeKernelName = `decode_${KvDType}${keyof typeof DECODE_KERNELS}`;
 export type CombineKernelName = `combine_${KvDType}`;
 
 /** What of a plan decides on kernels. */
@@ -90,13 +105,16 @@ export function chooseDecodeConfig(shape: DecodeShape, plan: PlanFacts, multiPro
   const { sQ, hQ, hKv, dtype } = shape;
   const rows = (sQ * hQ) / hKv;
   const rowTiles = countRowTiles(ROW_TILING, rows);
+  const few = rows <= FEW_QUERY_ROWS;
   const refuse = (what: string, most: number, got: number): MlaError =>
     new MlaError('limit-exceeded', `too many ${what} for one launch`, { argument: 'metadata', expected: `at most ${most}`, got: String(got), fix: 'Use metadata that this instance made' });
   if (plan.parts > MOST_GRID_Y) throw refuse('parts', MOST_GRID_Y, plan.parts);
   if (plan.mostSplits > MOST_SPLITS) throw refuse('splits of a sequence', MOST_SPLITS, plan.mostSplits);
   const blocks = plan.mergeBlocks;
   return {
-    kernel: rowTiles > 1 ? `decode_${dtype}_pair` : `decode_${dtype}`,
+    kernel: few ? `decode_${dtype}_few` : rowTiles > 1 ? `decode_${dtype}_pair` : `decode_${dtype}`,
+    boxTokens: few ? FEW_STEP_TOKENS : BLOCK_TOKENS,
+    boxRows: few ? FEW_QUERY_ROWS : TILE_ROWS,
     rows,
     grid: [rowTiles, plan.parts, hKv],
     combine: blocks === 0 ? undefined : { kernel: `combine_${dtype}`, blocks, sharedBytes: blocks <= multiProcessors ? COMBINE_ALONE_BYTES : blocks <= 2 * multiProcessors ? COMBINE_PAIR_BYTES : 0 },
@@ -134,9 +152,4 @@ export function mergeItems(sequences: Int32Array, rows: number): { readonly item
 export function partialsLayout(parts: number, sQ: number, hQ: number): { readonly infoAt: number; readonly bytes: number } {
   const rows = 2 * parts * sQ * hQ;
   return { infoAt: rows * D_V * 2, bytes: rows * (D_V * 2 + 16) };
-}
-
-/** Blocks of threads in a cluster of that kernel. */
-export function clusterOf(kernel: DecodeKernelName): number {
-  return kernel.endsWith('_pair') ? CLUSTER : 1;
 }

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { describe } from '../errors.ts';
 import { unavailable } from './driver.ts';
 
-export const CUBINS = ['decode', 'combine', 'append', 'gather_q', 'delay'] as const;
+export const CUBINS = ['decode', 'decode_few', 'combine', 'append', 'gather_q', 'delay'] as const;
 export type CubinName = (typeof CUBINS)[number];
 
 export interface CubinEntry {

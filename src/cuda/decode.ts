@@ -1,11 +1,11 @@
-/** Launcher of native-cuda/decode.cu: the split-KV kernels. */
+/** Launcher of native-cuda/decode.cu and decode_few.cu: the split-KV kernels. */
 import type { KvDType } from '../mla.ts';
-import { DECODE_SHARED_BYTES, DECODE_THREADS, clusterOf, type DecodeConfig, type DecodeKernelName } from './config.ts';
+import { DECODE_KERNELS, DECODE_SHARED_BYTES, type DecodeConfig, type DecodeKernelName } from './config.ts';
 import type { CudaContext } from './context.ts';
 import { Launch } from './launch.ts';
 import type { Modules } from './modules.ts';
 
-const NAMES: readonly DecodeKernelName[] = (['bf16', 'f16'] satisfies KvDType[]).flatMap((dtype): DecodeKernelName[] => [`decode_${dtype}`, `decode_${dtype}_pair`]);
+const DTYPES: readonly KvDType[] = ['bf16', 'f16'];
 
 export class DecodeKernels {
   readonly #launches: Readonly<Record<DecodeKernelName, Launch>>;
@@ -13,10 +13,12 @@ export class DecodeKernels {
   /** @param params address of DecodeParams, read at each launch */
   constructor(context: CudaContext, modules: Modules, params: number) {
     this.#launches = Object.fromEntries(
-      NAMES.map((name) => [
-        name,
-        new Launch(context, name, modules.function('decode', name), params, { threads: DECODE_THREADS, sharedBytes: DECODE_SHARED_BYTES, cluster: clusterOf(name) }),
-      ]),
+      Object.entries(DECODE_KERNELS).flatMap(([end, { cubin, threads, cluster }]) =>
+        DTYPES.map((dtype) => {
+          const name = `decode_${dtype}${end}`;
+          return [name, new Launch(context, name, modules.function(cubin, name), params, { threads, sharedBytes: DECODE_SHARED_BYTES, cluster })];
+        }),
+      ),
     ) as Record<DecodeKernelName, Launch>;
   }
 

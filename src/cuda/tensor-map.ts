@@ -37,31 +37,33 @@ interface Kept {
 export class TensorMaps {
   readonly #context: CudaContext;
   readonly #scratch: HostBlock;
-  readonly #kept = new Map<number, Kept>();
+  /** By address and rows of a box. */
+  readonly #kept = new Map<string, Kept>();
 
   constructor(context: CudaContext) {
     this.#context = context;
     this.#scratch = new HostBlock(context.driver, SCRATCH.bytes);
   }
 
-  /** Of a cache [numBlocks, 64, hKv, 576]. */
-  cache(address: number, dtype: KvDType, hKv: number, numBlocks: number): Uint8Array {
-    return this.#get(address, dtype, hKv, numBlocks, () => ({
+  /** Of a cache [numBlocks, 64, hKv, 576], a box having `tokens` of a block. */
+  cache(address: number, dtype: KvDType, hKv: number, numBlocks: number, tokens: number): Uint8Array {
+    return this.#get(address, dtype, hKv, numBlocks, tokens, () => ({
       dimensions: [GROUP_DIMS, BLOCK_TOKENS, GROUPS, hKv, numBlocks],
       strides: [hKv * ROW_BYTES, GROUP_BYTES, ROW_BYTES, BLOCK_TOKENS * hKv * ROW_BYTES],
-      box: [GROUP_DIMS, BLOCK_TOKENS, GROUPS, 1, 1],
+      box: [GROUP_DIMS, tokens, GROUPS, 1, 1],
     }));
   }
 
-  /** Of queries [rows, 576]. */
-  queries(address: number, dtype: KvDType, rows: number): Uint8Array {
-    return this.#get(address, dtype, 0, rows, () => ({
-      dimensions: [GROUP_DIMS, rows, GROUPS], strides: [ROW_BYTES, GROUP_BYTES], box: [GROUP_DIMS, BLOCK_TOKENS, GROUPS],
+  /** Of queries [rows, 576], a box having `boxRows`. */
+  queries(address: number, dtype: KvDType, rows: number, boxRows: number): Uint8Array {
+    return this.#get(address, dtype, 0, rows, boxRows, () => ({
+      dimensions: [GROUP_DIMS, rows, GROUPS], strides: [ROW_BYTES, GROUP_BYTES], box: [GROUP_DIMS, boxRows, GROUPS],
     }));
   }
 
-  #get(address: number, dtype: KvDType, hKv: number, rows: number, layout: () => Layout): Uint8Array {
-    const known = this.#kept.get(address);
+  #get(address: number, dtype: KvDType, hKv: number, rows: number, boxRows: number, layout: () => Layout): Uint8Array {
+    const key = `${address}/${boxRows}`;
+    const known = this.#kept.get(key);
     if (known !== undefined && known.rows === rows && known.hKv === hKv && known.dtype === dtype) return known.maps;
     const maps = new Uint8Array(2 * TENSOR_MAP_BYTES);
     this.#encode(address, dtype, layout(), LOW_GROUPS);
@@ -69,7 +71,7 @@ export class TensorMaps {
     this.#encode(address, dtype, layout(), HIGH_GROUPS);
     maps.set(this.#scratch.bytes.subarray(0, TENSOR_MAP_BYTES), TENSOR_MAP_BYTES);
     if (known === undefined && this.#kept.size >= KEPT) this.#kept.delete(this.#kept.keys().next().value!);
-    this.#kept.set(address, { dtype, hKv, rows, maps });
+    this.#kept.set(key, { dtype, hKv, rows, maps });
     return maps;
   }
 

@@ -226,13 +226,13 @@ Block* peer(uint32_t rank, const Loc& loc) {
   return cluster->blocks[rank];
 }
 
-void named(int id, int threads, const Loc& loc) {
+bool named(int id, int threads, const Loc& loc, bool value) {
   if (id < 0 || id > 15 || threads % 32) die(loc, "named barrier %d of %d", id, threads);
   Gate& g = cur->block->named[id];
   if (g.arrived && g.need != threads) die(loc, "named barrier %d: %d threads, others say %d", id, threads, g.need);
   static char names[16][24];
   snprintf(names[id], 24, "named barrier %d", id);
-  gate_wait(g, threads, names[id], loc);
+  return gate_wait(g, threads, names[id], loc, value);
 }
 void cluster_sync(const Loc& loc) { gate_wait(cluster->gate, cluster->live, "cluster barrier", loc); }
 

@@ -135,7 +135,7 @@ void copy_wait();
 void wgmma(Wgmma w, const Loc&);
 void wgmma_commit(const Loc&);
 void wgmma_wait(int pending, const Loc&);
-void named(int id, int threads, const Loc&);
+bool named(int id, int threads, const Loc&, bool value = false);  // whether any value is true
 void cluster_sync(const Loc&);
 
 inline float bf16(uint16_t x) { uint32_t u = uint32_t(x) << 16; float f; memcpy(&f, &u, 4); return f; }

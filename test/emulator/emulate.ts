@@ -12,14 +12,16 @@ import { promisify } from 'node:util';
 
 const HERE = import.meta.dirname;
 const KERNELS = join(HERE, '..', '..', 'native-cuda');
-const SOURCES = ['decode.cu', 'combine.cu'];
+const SOURCES = ['decode.cu', 'decode_few.cu', 'combine.cu'];
 const FLAGS = ['-std=c++20', '-O2', '-g1', '-fno-strict-aliasing', '-ffp-contract=off', '-Wno-unknown-pragmas', '-Wno-psabi'];
 /** What is run when nothing else is asked for. */
 const RUNS = [
   ['--kernel', 'decode_bf16', '--loose', '--seeds', '1'],
   ['--kernel', 'decode_bf16_pair', '--loose', '--seeds', '1'],
+  ['--kernel', 'decode_bf16_few', '--loose', '--seeds', '1'],
   ['--kernel', 'decode_f16'],
   ['--kernel', 'decode_f16_pair'],
+  ['--kernel', 'decode_f16_few'],
 ];
 
 const run = promisify(execFile);

@@ -25,11 +25,12 @@ struct Shape {
 };
 struct Launch {
   string kernel;
-  int cluster;
+  int threads = 384, cluster = 1;
+  uint32_t box_tokens = 64, box_rows = 64;
   bool f16;
   int verbose = 0;  // wrong numbers to print
 };
-constexpr int THREADS = 384, COMBINE_THREADS = 256, FEW_SPLITS = 4;
+constexpr int COMBINE_THREADS = 256, FEW_SPLITS = 4;
 
 // Memory with guards of a pattern at both ends.
 template <class T> struct Guarded {
@@ -142,10 +143,10 @@ static bool run_case(const Shape& c, const Launch& l, uint64_t seed, bool defer)
   const vector<uint64_t> kv_dims{64, 64, 9, uint64_t(c.h_kv), uint64_t(blocks)}, kv_strides{uint64_t(c.h_kv) * 1152, 128, 1152, uint64_t(c.h_kv) * 64 * 1152};
   const vector<uint64_t> q_dims{64, uint64_t(b) * c.h_kv * rows, 9}, q_strides{1152, 128};
   DecodeParams dp{};
-  dp.kv_low = emu::encode(kv.get(), kv_dims, kv_strides, {64, 64, 5, 1, 1});
-  dp.kv_high = emu::encode(kv.get(), kv_dims, kv_strides, {64, 64, 4, 1, 1});
-  dp.q_low = emu::encode(qq.get(), q_dims, q_strides, {64, 64, 5});
-  dp.q_high = emu::encode(qq.get(), q_dims, q_strides, {64, 64, 4});
+  dp.kv_low = emu::encode(kv.get(), kv_dims, kv_strides, {64, l.box_tokens, 5, 1, 1});
+  dp.kv_high = emu::encode(kv.get(), kv_dims, kv_strides, {64, l.box_tokens, 4, 1, 1});
+  dp.q_low = emu::encode(qq.get(), q_dims, q_strides, {64, l.box_rows, 5});
+  dp.q_high = emu::encode(qq.get(), q_dims, q_strides, {64, l.box_rows, 4});
   const double scale = 1 / sqrt(576.0);
   dp.plan = Plan{plan.get(), plan.get() + 8 * P, plan.get() + 8 * P + 4 * b, table.get(), mx, rows, G, c.h_kv, c.s_q, c.causal, float(scale * M_LOG2E)};
   dp.out = out.get(), dp.lse = lse.get(), dp.partial_out = partial_out.get(), dp.partial_info = partial_info.get();
@@ -158,7 +159,7 @@ static bool run_case(const Shape& c, const Launch& l, uint64_t seed, bool defer)
   auto combine = (void (*)(const CombineParams))dlsym(RTLD_DEFAULT, l.f16 ? "combine_f16" : "combine_bf16");
   if (!decode || !combine) { fprintf(stderr, "no kernel %s\n", l.kernel.c_str()); exit(2); }
   emu::dynamic_bytes = emu::DYNAMIC;
-  emu::launch({unsigned(tiles), unsigned(P), unsigned(c.h_kv)}, THREADS, l.cluster, [&] { decode(dp); });
+  emu::launch({unsigned(tiles), unsigned(P), unsigned(c.h_kv)}, l.threads, l.cluster, [&] { decode(dp); });
   const emu::Stats after = emu::stats;
   emu::dynamic_bytes = 0;
   if (items) emu::launch({unsigned(items), 1, 1}, COMBINE_THREADS, 1, [&] { combine(cp); });
@@ -249,14 +250,16 @@ int main(int argc, char** argv) {
     }
   }
   l.f16 = l.kernel.find("_f16") != string::npos;
-  l.cluster = l.kernel.find("_pair") != string::npos ? 2 : 1;
-  const int n = l.cluster * TILE_ROWS;  // rows of a KV head, where nothing else is said
+  if (l.kernel.find("_pair") != string::npos) l.cluster = 2;
+  if (l.kernel.find("_few") != string::npos) l.threads = 320, l.box_tokens = 32, l.box_rows = 16;
+  const int n = l.cluster * l.box_rows;  // rows of a KV head, where nothing else is said
   vector<Shape> cases{
       {"one-block", {64}, 1, n},
       {"tail20", {20}, 1, n},
       {"one-token", {1}, 1, n},
       {"rows-16", {150}, 1, 16},
       {"rows-5", {70}, 1, 5},
+      {"rows-15", {70, 130}, 2, 5, 1, 3, true},
       {"five-blocks", {300}, 1, n},
       {"two-3parts", {200, 330}, 3, n},
       {"split-6", {370}, 6, n},  // the merge's other way

@@ -11,6 +11,8 @@ inline void barrier_arrive_remote(uint32_t bar, uint32_t rank, EMU_LOC) { emu::m
 inline void barrier_arrive_expect(uint32_t bar, uint32_t bytes, EMU_LOC) { emu::maybe_yield(); emu::mbar_arrive(emu::cur->block, bar, 1, bytes, loc); }
 inline void barrier_wait(uint32_t bar, uint32_t parity, EMU_LOC) { emu::maybe_yield(); emu::mbar_wait(bar, parity, loc); }
 template <int Id, int Threads> inline void named_barrier(EMU_LOC) { emu::maybe_yield(); emu::named(Id, Threads, loc); }
+template <int Threads> inline void named_barrier_at(int id, EMU_LOC) { emu::maybe_yield(); emu::named(id, Threads, loc); }
+template <int Threads> inline bool named_barrier_or(int id, bool x, EMU_LOC) { emu::maybe_yield(); return emu::named(id, Threads, loc, x); }
 inline void fence_proxy_async() {}
 inline int thread_id() { return emu::cur->tid.x; }
 inline uint32_t cluster_rank() { return emu::cur->block->rank; }

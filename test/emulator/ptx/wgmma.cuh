@@ -45,6 +45,8 @@ template <class T> inline void wgmma_64x64_registers(T t, float (&d)[32], uint32
 }
 template <class T> inline void wgmma_64x64_shared(T t, float (&d)[32], uint64_t a, uint64_t b, int accumulate, EMU_LOC) { wgmma_shared<64, false, false>(t, d, EMU_A); }
 template <class T> inline void wgmma_64x128_shared(T t, float (&d)[64], uint64_t a, uint64_t b, int accumulate, EMU_LOC) { wgmma_shared<128, false, true>(t, d, EMU_A); }
+template <class T> inline void wgmma_64x16(T t, float (&d)[8], uint64_t a, uint64_t b, int accumulate, EMU_LOC) { wgmma_shared<16, false, false>(t, d, EMU_A); }
+template <class T> inline void wgmma_64x16_transposed(T t, float (&d)[8], uint64_t a, uint64_t b, int accumulate, EMU_LOC) { wgmma_shared<16, true, false>(t, d, EMU_A); }
 #undef EMU_A
 
 // ldmatrix and stmatrix. A warp-wide instruction: nobody goes on before every lane is through.
@@ -63,14 +65,15 @@ inline void emu_load_matrix(uint32_t address, uint32_t (&a)[4], const emu::Loc& 
   }
   emu::warp_sync("ldmatrix end", loc);
 }
-inline void emu_store_matrix(uint32_t address, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, const emu::Loc& loc) {
+template <bool Transposed> inline void emu_store_matrix(uint32_t address, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, const emu::Loc& loc) {
   emu::maybe_yield();
   const emu::Slot* all = emu::warp_exchange("stmatrix", emu::Slot{{address}}, loc);
   const int lane = emu_lane();
   const uint32_t a[4] = {a0, a1, a2, a3};
   for (int m = 0; m < 4; m++) {
     for (int j = 0; j < 2; j++) {
-      const int row = lane / 4, column = lane % 4 * 2 + j;
+      int row = lane / 4, column = lane % 4 * 2 + j;
+      if (Transposed) std::swap(row, column);
       const uint32_t at = all[m * 8 + row].v[0];
       if (at % 16) emu::die(loc, "stmatrix: misaligned %u", at);
       const uint16_t e = a[m] >> j * 16;
@@ -84,7 +87,18 @@ inline void load_matrix_x4(uint32_t address, uint32_t& a0, uint32_t& a1, uint32_
   emu_load_matrix(address, a, loc);
   a0 = a[0], a1 = a[1], a2 = a[2], a3 = a[3];
 }
-inline void store_matrix_x4(uint32_t address, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, EMU_LOC) { emu_store_matrix(address, a0, a1, a2, a3, loc); }
+inline void store_matrix_x4(uint32_t address, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, EMU_LOC) { emu_store_matrix<false>(address, a0, a1, a2, a3, loc); }
+inline void store_matrix_x4_transposed(uint32_t address, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, EMU_LOC) { emu_store_matrix<true>(address, a0, a1, a2, a3, loc); }
+inline uint32_t transpose_matrix(uint32_t x, EMU_LOC) {
+  const emu::Slot* all = emu::warp_exchange("movmatrix", emu::Slot{{x}}, loc);
+  const int lane = emu_lane(), column = lane / 4;  // of x
+  uint32_t y = 0;
+  for (int j = 0; j < 2; j++) {
+    const int row = lane % 4 * 2 + j;
+    y |= (all[row * 4 + column / 2].v[0] >> column % 2 * 16 & 0xffff) << j * 16;
+  }
+  return y;
+}
 
 inline uint32_t pack(Bf16, float low, float high) { return emu::to_bf16(low) | uint32_t(emu::to_bf16(high)) << 16; }
 inline uint32_t pack(F16, float low, float high) { return emu::to_f16(low) | uint32_t(emu::to_f16(high)) << 16; }
