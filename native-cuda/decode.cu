@@ -30,6 +30,9 @@ constexpr int STAGES = 3;
 constexpr int THREADS = 384;
 constexpr int LOADING_THREAD = 128;  // of the first turn
 constexpr int OUT_COLUMNS = 256;     // a warpgroup's share of D_V
+// S is 36 products one after the other. The output role is let go when so many of them are left, as word takes time to reach
+// it: the matrix unit has its first product in the queue by the time that S is through. (6 and 10 measured the same.)
+constexpr int PRODUCTS = D_QK / 16, PRODUCTS_LEFT = 10;
 
 // A place in the ring: one number, 0 .. 5, as registers are short. Opaque to the compiler where addresses are made from
 // it, or it would keep one register for each.
@@ -126,7 +129,7 @@ struct Shared {
   int partial[4];                    // of the last sequences: the partial result to leave; -1 for one that is not split
   int rescale_flag[STAGES][4];       // a warp each
   uint64_t loaded[STAGES];           // TMA -> scores
-  uint64_t scored[STAGES];           // scores -> output: S is made (order only)
+  uint64_t scored[STAGES];           // scores -> output: S is all but made (order only)
   uint64_t ready[STAGES];            // scores, every thread -> output: P is in place, or Q is taken
   uint64_t empty[STAGES];            // output of every block of the cluster -> its loads
   Loader loader;
@@ -210,6 +213,7 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
 #pragma unroll
         for (int k = 0; k < 4; k++) {
           if (g == 7 && k == 3) continue;
+          if (g * 4 + k == PRODUCTS - PRODUCTS_LEFT) ptx::wgmma_commit();
           ptx::wgmma_64x64_registers(T{}, x, q[g][k][0], q[g][k][1], q[g][k][2], q[g][k][3], k_desc + ((g * GROUP_BYTES + k * 32) >> 4), g + k > 0);
         }
       }
@@ -219,9 +223,10 @@ __device__ void scores(const DecodeParams& p, Shared& s) {
         ptx::wgmma_64x64_shared(T{}, x, q_rope_desc + ((k * 32) >> 4), k_desc + ((ROPE_GROUP * GROUP_BYTES + k * 32) >> 4), 1);
       }
       ptx::wgmma_commit();
-      ptx::wgmma_wait<0>();
       const Lane me;
+      ptx::wgmma_wait<1>();
       if (me.lane() == 0) ptx::barrier_arrive(ptx::shared_address(&s.scored[ring.stage()]));
+      ptx::wgmma_wait<0>();
 
       // softmax: x[4 i + j] is row row() + 8 (j / 2), token 8 i + 2 quad() + j % 2
       const float scale = fabsf(p.plan.scale_log2);
