@@ -34,6 +34,8 @@ export interface Plan {
   readonly parts: number;
   /** Sequences that more than one part works on. */
   readonly splitSequences: number;
+  /** Most splits of a sequence. */
+  readonly mostSplits: number;
 }
 
 /** Bytes of partial results: two a part, each s_q * h_q rows of d_v f32, then 8 B a row for the LSE. */
@@ -81,5 +83,5 @@ export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
   for (let i = 0; i < b; i++) words.set([cacheSeqlens[i]!, firstPart[i]!, splits(i), partial(firstPart[i]!, i)], seqsAt + i * 4);
   words.set(split, splitAt);
   words.set(blockTable, tableAt);
-  return { words, parts, splitSequences: split.length };
+  return { words, parts, splitSequences: split.length, mostSplits: split.reduce((most, i) => Math.max(most, splits(i)), 1) };
 }

@@ -4,6 +4,7 @@ import { encode16 } from '../bf16.ts';
 import { MlaError } from '../errors.ts';
 import type { MemoryStats, MlaInfo } from '../mla.ts';
 import { APPEND_THREADS, SLOTS_HEADER, appendKernel } from './append.ts';
+import { combineChunks, combineConfig } from './combine-grid.ts';
 import { combineKernel } from './combine.ts';
 import { ROW_TILES, chooseDecodeConfig } from './config.ts';
 import { decodeKernel } from './decode.ts';
@@ -108,10 +109,11 @@ class WebGpuBackend implements Backend {
     pass.setBindGroup(0, bindGroup(device, decode, [q, plan.allocation.buffer, partials, out, lse, ...kv.buffers], 'decode'));
     pass.dispatchWorkgroups(...grid);
     if (plan.splitSequences > 0) {
-      const combine = combineKernel(this.#kernels, op);
+      const merge = combineConfig(op.dV, this.#gpu.software ? 'software' : 'gpu', limits);
+      const combine = combineKernel(this.#kernels, op, merge);
       pass.setPipeline(combine.pipeline);
       pass.setBindGroup(0, bindGroup(device, combine, [plan.allocation.buffer, partials, out, lse], 'combine'));
-      pass.dispatchWorkgroups(op.sQ * op.hQ, plan.splitSequences);
+      pass.dispatchWorkgroups(op.sQ * op.hQ, plan.splitSequences, combineChunks(op.dV, plan.mostSplits, merge));
     }
     pass.end();
     device.queue.submit([encoder.finish()]);

@@ -16,7 +16,7 @@ export type Access = 'read' | 'read_write';
 export interface Binding {
   readonly name: string;
   readonly access: Access;
-  readonly element: 'u32' | 'vec2<f32>';
+  readonly element: 'u32' | 'vec2<u32>' | 'vec2<f32>' | 'vec4<f32>';
 }
 
 /** `const NAME = value;` for every entry; numbers are u32. */
