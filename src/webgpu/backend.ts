@@ -4,14 +4,16 @@ import { encode16 } from '../bf16.ts';
 import { MlaError } from '../errors.ts';
 import type { MemoryStats, MlaInfo } from '../mla.ts';
 import { APPEND_THREADS, SLOTS_HEADER, appendKernel } from './append.ts';
+import { BindGroups } from './bind-groups.ts';
 import { combineChunks, combineConfig } from './combine-grid.ts';
 import { combineKernel } from './combine.ts';
 import { ROW_TILES, chooseDecodeConfig } from './config.ts';
 import { decodeKernel } from './decode.ts';
 import { openDevice, type DeviceOptions, type GpuContext } from './device.ts';
-import { KernelCache, bindGroup, type Kernel } from './kernel.ts';
+import { KernelCache, type Kernel } from './kernel.ts';
 import { DeviceMemory, type Allocation } from './memory.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
+import { roomToGrow } from '../pool.ts';
 import { partsTarget } from '../schedule.ts';
 import { readStorage } from './readback.ts';
 import { adopted, allocate, type Storage } from './storage.ts';
@@ -35,6 +37,7 @@ class WebGpuBackend implements Backend {
   readonly #gpu: GpuContext;
   readonly #memory: DeviceMemory;
   readonly #kernels: KernelCache;
+  readonly #bindGroups: BindGroups;
   readonly #timer: Timer;
   readonly #tensors = new Map<TensorId, Storage>();
   readonly #plans = new Map<string, PlanOnDevice>();
@@ -42,7 +45,8 @@ class WebGpuBackend implements Backend {
 
   constructor(gpu: GpuContext, reason: string) {
     this.#gpu = gpu;
-    this.#memory = new DeviceMemory(gpu);
+    this.#bindGroups = new BindGroups(gpu.device);
+    this.#memory = new DeviceMemory(gpu, (buffer) => this.#bindGroups.forget(buffer));
     this.#kernels = new KernelCache(gpu);
     this.#timer = new Timer(gpu, this.#memory);
     this.info = {
@@ -77,6 +81,7 @@ class WebGpuBackend implements Backend {
     const storage = this.#tensors.get(id);
     if (!storage) return;
     this.#tensors.delete(id);
+    if (storage.allocations.length === 0) storage.buffers.forEach((buffer) => this.#bindGroups.forget(buffer));
     for (const allocation of storage.allocations) {
       if (discard) this.#memory.discard(allocation);
       else this.#memory.release(allocation);
@@ -99,6 +104,9 @@ class WebGpuBackend implements Backend {
       throw new MlaError('limit-exceeded', 'problem too large for one dispatch', { argument: 'q', expected: `at most ${most} rows (s_q * h_q) and sequences`, got: `${op.sQ * op.hQ} rows, ${op.b} sequences` });
     }
     const decode = decodeKernel(this.#kernels, op, config, kv);
+    // Though nothing may be split yet: a sequence that grows must not wait for a compiler.
+    const merge = combineConfig(op.dV, this.#gpu.software ? 'software' : 'gpu', limits);
+    const combine = combineKernel(this.#kernels, op, merge);
     const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
     const plan = this.#plan(op);
     const partials = this.#partialsOf(op, rows);
@@ -106,13 +114,11 @@ class WebGpuBackend implements Backend {
     const encoder = device.createCommandEncoder({ label: 'decode' });
     const pass = encoder.beginComputePass({ label: 'decode', ...this.#timer.pass() });
     pass.setPipeline(decode.pipeline);
-    pass.setBindGroup(0, bindGroup(device, decode, [q, plan.allocation.buffer, partials, out, lse, ...kv.buffers], 'decode'));
+    pass.setBindGroup(0, this.#bindGroups.get(decode, [q, plan.allocation.buffer, partials, out, lse, ...kv.buffers], 'decode'));
     pass.dispatchWorkgroups(...grid);
     if (plan.splitSequences > 0) {
-      const merge = combineConfig(op.dV, this.#gpu.software ? 'software' : 'gpu', limits);
-      const combine = combineKernel(this.#kernels, op, merge);
       pass.setPipeline(combine.pipeline);
-      pass.setBindGroup(0, bindGroup(device, combine, [plan.allocation.buffer, partials, out, lse], 'combine'));
+      pass.setBindGroup(0, this.#bindGroups.get(combine, [plan.allocation.buffer, partials, out, lse], 'combine'));
       pass.dispatchWorkgroups(op.sQ * op.hQ, plan.splitSequences, combineChunks(op.dV, plan.mostSplits, merge));
     }
     pass.end();
@@ -129,14 +135,14 @@ class WebGpuBackend implements Backend {
     const words = new Int32Array(SLOTS_HEADER + op.slots.length);
     words[0] = rows;
     words.set(op.slots, SLOTS_HEADER);
-    const slots = this.#memory.storage(words.byteLength, 'slots');
+    const slots = this.#memory.storage(roomToGrow(words.byteLength), 'slots');
     device.queue.writeBuffer(slots.buffer, 0, words);
     const sources = [op.latent, ...(op.rope === undefined ? [] : [op.rope])].map((id) => this.#tensor(id).buffers[0]!);
 
     const encoder = device.createCommandEncoder({ label: 'append' });
     const pass = encoder.beginComputePass({ label: 'append' });
     pass.setPipeline(kernel.pipeline);
-    pass.setBindGroup(0, bindGroup(device, kernel, [slots.buffer, ...sources, ...kv.buffers], 'append'));
+    pass.setBindGroup(0, this.#bindGroups.get(kernel, [slots.buffer, ...sources, ...kv.buffers], 'append'));
     pass.dispatchWorkgroups(Math.ceil(op.dQk / 2 / APPEND_THREADS), Math.min(rows, limits.maxComputeWorkgroupsPerDimension));
     pass.end();
     device.queue.submit([encoder.finish()]);
@@ -226,7 +232,7 @@ class WebGpuBackend implements Backend {
     const known = key === undefined ? undefined : this.#plans.get(key);
     if (known) return known;
     const plan = makePlan(op, this.#indices(op.blockTable));
-    const allocation = this.#memory.storage(plan.words.byteLength, 'plan');
+    const allocation = this.#memory.storage(roomToGrow(plan.words.byteLength), 'plan');
     this.#gpu.device.queue.writeBuffer(allocation.buffer, 0, plan.words);
     const made = { ...plan, allocation };
     if (key !== undefined) {

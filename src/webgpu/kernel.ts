@@ -120,10 +120,3 @@ export class KernelCache {
     return kernel;
   }
 }
-
-/** A bind group of whole buffers, in binding order. */
-export function bindGroup(device: GPUDevice, kernel: Kernel, buffers: readonly GPUBuffer[], label: string): GPUBindGroup {
-  return device.createBindGroup({
-    label, layout: kernel.layout, entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })),
-  });
-}
