@@ -139,6 +139,8 @@ export interface MlaInfo {
   readonly device: string;
   /** webgpu: kernel tier in use. */
   readonly tier?: string;
+  /** webgpu: why each better tier was passed over. */
+  readonly tierNotes?: readonly string[];
   readonly features: readonly string[];
   readonly limits: Readonly<Record<string, number>>;
   readonly software: boolean;

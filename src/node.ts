@@ -90,6 +90,7 @@ export interface BackendReport {
   readonly reason: string;
   readonly device?: string;
   readonly tier?: string;
+  readonly tierNotes?: readonly string[];
   readonly features?: readonly string[];
   readonly limits?: Readonly<Record<string, number>>;
   readonly software?: boolean;
@@ -101,10 +102,12 @@ export async function listBackends(options: NodeCreateOptions = {}): Promise<Bac
   for (const { backend, open } of candidates(options)) {
     try {
       const opened = await open('');
-      const { device, tier, features, limits, software } = opened.info;
+      const { device, tier, tierNotes, features, limits, software } = opened.info;
       await opened.destroy();
-      const why = tier === undefined ? 'works' : `works; tier ${tier}: core WebGPU only, the only tier there is`;
-      reports.push({ backend, available: true, reason: why, device, ...(tier === undefined ? {} : { tier }), features, limits, software });
+      reports.push({
+        backend, available: true, reason: 'works', device, ...(tier === undefined ? {} : { tier }), ...(tierNotes === undefined ? {} : { tierNotes }),
+        features, limits, software,
+      });
     } catch (error) {
       reports.push({ backend, available: false, reason: (error as Error).message });
     }

@@ -169,12 +169,12 @@ describe('doctor', () => {
     const context: Context & { out: string } = Object.assign(fakeContext(), {
       createMla: () => Promise.reject(new MlaError('backend-unavailable', 'nothing\nhere')),
       listBackends: async () => [
-        { backend: 'webgpu' as const, available: true, reason: 'works', device: 'A GPU', tier: 'base', features: ['x', 'y'], limits: { maxBufferSize: 1073741824, maxThings: 8 }, software: true },
+        { backend: 'webgpu' as const, available: true, reason: 'works', device: 'A GPU', tier: 'base', tierNotes: ['subgroup: no feature subgroups'], features: ['x', 'y'], limits: { maxBufferSize: 1073741824, maxThings: 8 }, software: true },
         { backend: 'cpu' as const, available: false, reason: 'because' },
       ],
     });
     expect(await run(['doctor'], context)).toBe(1);
-    expect(context.out).toMatch(/webgpu: available: works\n {2}device {4}A GPU \(software\)\n {2}tier {6}base\n {2}features {2}x y\n/);
+    expect(context.out).toMatch(/webgpu: available: works\n {2}device {4}A GPU \(software\)\n {2}tier {6}base\n {12}not subgroup: no feature subgroups\n {2}features {2}x y\n/);
     expect(context.out).toMatch(/ {2}limits {4}maxBufferSize {2}1073741824 \(1 GiB\)\n {12}maxThings {6}8\n/);
     expect(context.out).toContain('cpu: not available: because\n');
     expect(context.out).toContain('auto finds nothing: nothing here\n');

@@ -49,10 +49,11 @@ async function tryAuto(context: Context): Promise<{ auto?: Choice; error?: strin
   }
 }
 
-function describeBackend({ backend, available, reason, device, tier, features, limits, software }: BackendReport): string {
+function describeBackend({ backend, available, reason, device, tier, tierNotes = [], features, limits, software }: BackendReport): string {
   const lines = [`${backend}: ${available ? 'available' : 'not available'}: ${reason}`];
   if (device !== undefined) lines.push(`device    ${device}${software === true ? ' (software)' : ''}`);
   if (tier !== undefined) lines.push(`tier      ${tier}`);
+  for (const note of tierNotes) lines.push(`          not ${note}`);
   if (features && features.length > 0) lines.push(...wrap('features  ', features));
   const entries = Object.entries(limits ?? {});
   const width = Math.max(0, ...entries.map(([name]) => name.length));

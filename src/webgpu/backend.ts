@@ -7,7 +7,7 @@ import { APPEND_THREADS, SLOTS_HEADER, appendKernel } from './append.ts';
 import { BindGroups } from './bind-groups.ts';
 import { combineChunks, combineConfig } from './combine-grid.ts';
 import { combineKernel } from './combine.ts';
-import { ROW_TILES, chooseDecodeConfig } from './config.ts';
+import { chooseDecodeConfig, scheduleInfo, type DeviceTraits } from './config.ts';
 import { decodeKernel } from './decode.ts';
 import { openDevice, type DeviceOptions, type GpuContext } from './device.ts';
 import { KernelCache, type Kernel } from './kernel.ts';
@@ -17,6 +17,7 @@ import { roomToGrow } from '../pool.ts';
 import { partsTarget } from '../schedule.ts';
 import { readStorage } from './readback.ts';
 import { adopted, allocate, type Storage } from './storage.ts';
+import { chooseTier, type TierChoice } from './tier.ts';
 import { Timer } from './timer.ts';
 
 /** Plans kept on the device: one a step is used by every layer, a few steps may be in flight. */
@@ -29,12 +30,19 @@ interface PlanOnDevice extends Plan {
 
 /** @throws MlaError backend-unavailable, device-lost */
 export async function createWebGpuBackend(options: DeviceOptions, reason: string): Promise<Backend> {
-  return new WebGpuBackend(await openDevice(options), reason);
+  const gpu = await openDevice(options);
+  try {
+    return new WebGpuBackend(gpu, await chooseTier(gpu, options.tier), reason);
+  } catch (error) {
+    gpu.destroy();
+    throw error;
+  }
 }
 
 class WebGpuBackend implements Backend {
   readonly info: MlaInfo;
   readonly #gpu: GpuContext;
+  readonly #traits: DeviceTraits;
   readonly #memory: DeviceMemory;
   readonly #kernels: KernelCache;
   readonly #bindGroups: BindGroups;
@@ -43,16 +51,17 @@ class WebGpuBackend implements Backend {
   readonly #plans = new Map<string, PlanOnDevice>();
   #partials: Allocation | undefined;
 
-  constructor(gpu: GpuContext, reason: string) {
+  constructor(gpu: GpuContext, { notes, ...tier }: TierChoice, reason: string) {
+    const { limits, vendor, architecture, software } = gpu;
     this.#gpu = gpu;
+    this.#traits = { limits, vendor, architecture, kind: software ? 'software' : 'gpu', ...tier };
     this.#bindGroups = new BindGroups(gpu.device);
     this.#memory = new DeviceMemory(gpu, (buffer) => this.#bindGroups.forget(buffer));
     this.#kernels = new KernelCache(gpu);
     this.#timer = new Timer(gpu, this.#memory);
     this.info = {
-      backend: 'webgpu', reason, device: gpu.name, tier: 'base', features: gpu.features, limits: { ...gpu.limits }, software: gpu.software,
-      // A software adapter runs a workgroup a core; a GPU several on each of its tens to hundreds of cores.
-      schedule: gpu.software ? { slots: 8, rowTiles: ROW_TILES, minTokensPerPart: 256 } : { slots: 264, rowTiles: ROW_TILES, minTokensPerPart: 64 },
+      backend: 'webgpu', reason, device: gpu.name, tier: tier.tier, tierNotes: notes, features: gpu.features, limits: { ...limits }, software,
+      schedule: scheduleInfo(this.#traits),
     };
   }
 
@@ -94,7 +103,7 @@ class WebGpuBackend implements Backend {
     const { device, limits } = this.#gpu;
     const kv = this.#tensor(op.kvCache);
     const rows = (op.sQ * op.hQ) / op.hKv;
-    const { config, rejected } = chooseDecodeConfig(op, rows, limits, this.#gpu.software ? 'software' : 'gpu');
+    const { config, rejected } = chooseDecodeConfig(op, rows, this.#traits);
     if (!config) {
       throw new MlaError('limit-exceeded', 'no kernel configuration fits this device', { argument: 'q', expected: 'limits that one configuration fits', got: rejected.join('; ') });
     }
@@ -105,7 +114,7 @@ class WebGpuBackend implements Backend {
     }
     const decode = decodeKernel(this.#kernels, op, config, kv);
     // Though nothing may be split yet: a sequence that grows must not wait for a compiler.
-    const merge = combineConfig(op.dV, this.#gpu.software ? 'software' : 'gpu', limits);
+    const merge = combineConfig(op.dV, this.#traits.kind, limits);
     const combine = combineKernel(this.#kernels, op, merge);
     const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
     const plan = this.#plan(op);

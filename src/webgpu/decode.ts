@@ -2,15 +2,15 @@
 import type { DecodeOp } from '../backend.ts';
 import bf16Source from '../../shaders/bf16.wgsl?raw';
 import decodeSource from '../../shaders/decode.wgsl?raw';
-import { type DecodeConfig, type Segmentation } from './config.ts';
+import type { ScalarConfig, Segmentation } from './config.ts';
 import { constants, kvBindings, loadKv, unroll, type Kernel, type KernelCache } from './kernel.ts';
 import { PLAN_LAYOUT } from '../plan.ts';
 
 /** Bindings: q, plan, partials, out, lse, then the cache's segments. */
-export function decodeKernel(kernels: KernelCache, op: DecodeOp, config: DecodeConfig, { segments, blocksPerSegment }: Segmentation): Kernel {
+export function decodeKernel(kernels: KernelCache, op: DecodeOp, config: ScalarConfig, { segments, blocksPerSegment }: Segmentation): Kernel {
   const { dtype, dQk, dV } = op;
   const { rows, tokens, threads, rowTile, slices, threadQuads, wordUnroll, outRows, outWords, outLanes } = config;
-  const key = `decode ${dtype} d${dQk}/${dV} ${rows}x${tokens}/${threads} kv${segments}`;
+  const key = `decode ${dtype} d${dQk}/${dV} ${config.key} kv${segments}`;
   return kernels.get(
     key,
     () => [

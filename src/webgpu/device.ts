@@ -3,6 +3,8 @@
  */
 import { MlaError, describe } from '../errors.ts';
 import type { KernelLimits } from './config.ts';
+import type { SubgroupSize } from './subgroup-test.ts';
+import { checkTier, type Tier } from './tier.ts';
 
 export interface DeviceOptions {
   /** Where adapters come from; `navigator.gpu` when absent. */
@@ -17,17 +19,25 @@ export interface DeviceOptions {
   readonly limits?: 'adapter' | 'default';
 }
 
-/** Kernel tiers: `base` needs core WebGPU only. */
-export type Tier = 'base';
-const TIERS: readonly Tier[] = ['base'];
-
 const LIMITS = [
   'maxStorageBufferBindingSize', 'maxBufferSize', 'maxStorageBuffersPerShaderStage', 'maxComputeWorkgroupStorageSize',
   'maxComputeInvocationsPerWorkgroup', 'maxComputeWorkgroupSizeX', 'maxComputeWorkgroupsPerDimension',
 ] as const satisfies readonly (keyof KernelLimits)[];
 
 /** Asked for where the adapter has them. */
-const FEATURES: readonly string[] = ['timestamp-query'];
+const FEATURES: readonly string[] = ['timestamp-query', 'subgroups', 'shader-f16', 'chromium-experimental-subgroup-matrix'];
+
+/** What adapters say of subgroups, where they say it: newer than the type declarations. */
+type SubgroupInfo = Partial<Record<'subgroupMinSize' | 'subgroupMaxSize', number>> & { readonly subgroupMatrixConfigs?: Iterable<MatrixConfig> };
+
+/** A kind of subgroup matrices. */
+export interface MatrixConfig {
+  readonly componentType: string;
+  readonly resultComponentType: string;
+  readonly M: number;
+  readonly N: number;
+  readonly K: number;
+}
 
 export class GpuContext {
   readonly device: GPUDevice;
@@ -37,6 +47,9 @@ export class GpuContext {
   readonly name: string;
   readonly software: boolean;
   readonly vendor: string;
+  readonly architecture: string;
+  readonly subgroupSize: SubgroupSize | undefined;
+  readonly matrixConfigs: readonly MatrixConfig[];
   /** Rejects when the device is lost, and stays unhandled by nobody: race against it. */
   readonly lost: Promise<never>;
   #error: MlaError | undefined;
@@ -48,6 +61,10 @@ export class GpuContext {
     this.limits = readLimits(device.limits);
     this.features = [...device.features].sort();
     this.vendor = info?.vendor ?? '';
+    this.architecture = info?.architecture ?? '';
+    const { subgroupMinSize: min, subgroupMaxSize: max, subgroupMatrixConfigs = [] } = (info ?? {}) as SubgroupInfo;
+    this.subgroupSize = min !== undefined && max !== undefined ? { min, max } : undefined;
+    this.matrixConfigs = [...subgroupMatrixConfigs];
     this.name = [info?.description || info?.device, info?.vendor, info?.architecture].filter(Boolean).join(', ') || 'unnamed WebGPU device';
     this.software = (info as { isFallbackAdapter?: boolean } | undefined)?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe/i.test(this.name);
     this.lost = device.lost.then((reason) => {
@@ -135,9 +152,7 @@ function readLimits(limits: GPUSupportedLimits): KernelLimits {
 
 /** @throws MlaError backend-unavailable (no WebGPU, no adapter, no device), invalid-argument, device-lost */
 export async function openDevice(options: DeviceOptions): Promise<GpuContext> {
-  if (options.tier !== undefined && !TIERS.includes(options.tier)) {
-    throw new MlaError('invalid-argument', 'no such kernel tier', { argument: 'tier', expected: TIERS.join(', '), got: describe(options.tier) });
-  }
+  checkTier(options.tier);
   if (options.device) {
     const { device } = options;
     if (typeof device.createBuffer !== 'function') {
