@@ -6,6 +6,7 @@ import { createCudaBackend, type CudaOptions } from './cuda/backend.ts';
 import { MlaError } from './errors.ts';
 import type { CreateOptions } from './index.ts';
 import type { BackendName, Mla } from './mla.ts';
+import { fileStore } from './tune-file.ts';
 import { createWebGpuBackend } from './webgpu/backend.ts';
 
 export * from './index.ts';
@@ -67,7 +68,7 @@ function candidates(options: NodeCreateOptions): Candidate[] {
   const cuda: Candidate = { backend: 'cuda', open: (reason) => createCudaBackend(options, reason) };
   const webgpu: Candidate = {
     backend: 'webgpu',
-    open: async (reason) => createWebGpuBackend(given ? options : { ...options, gpu: await nodeGpu(options.dawn) }, reason),
+    open: async (reason) => createWebGpuBackend(given ? options : { ...options, gpu: await nodeGpu(options.dawn) }, reason, { store: fileStore(), variant: given ? '' : (options.dawn ?? []).join(' ') }),
   };
   const cpu: Candidate = { backend: 'cpu', open: async (reason) => createCpuBackend(reason) };
   // Who brings a WebGPU device, adapter or gpu means it to be used.

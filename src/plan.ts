@@ -43,7 +43,10 @@ export function partialBytes(parts: number, { sQ, hQ, dV }: Pick<DecodeOp, 'sQ' 
   return 2 * parts * sQ * hQ * (dV + 2) * 4;
 }
 
-export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
+/** What of a call a plan is made of. */
+export type PlanOp = Pick<DecodeOp, 'metadata' | 'b' | 'sQ' | 'hQ' | 'hKv' | 'dV' | 'blockSize' | 'maxBlocksPerSeq' | 'softmaxScale' | 'causal'>;
+
+export function makePlan(op: PlanOp, blockTable: Int32Array): Plan {
   const { metadata, b, sQ, hQ, dV } = op;
   const { parts, tileSchedulerMetadata, numSplits, cacheSeqlens } = metadata;
   const splits = (i: number): number => numSplits[i + 1]! - numSplits[i]!;

@@ -2,10 +2,10 @@
 import { MlaError } from '../errors.ts';
 import type { MlaInfo } from '../mla.ts';
 import type { BackendReport } from '../node.ts';
+import { VERSION } from '../version.ts';
 import type { Context } from './context.ts';
 import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
 import { Options } from './options.ts';
-import { version } from './version.ts';
 
 export const DOCTOR_USAGE = `Usage: flashmla-web doctor [--json]
 
@@ -25,7 +25,7 @@ export async function doctor(args: readonly string[], context: Context): Promise
   if (options.positionals.length > 0) throw usageError('takes no arguments', 'doctor', '--json or nothing', options.positionals.join(' '));
   const backends = await context.listBackends();
   const { auto, error } = await tryAuto(context);
-  const system = { version: version(), node: process.version, platform: process.platform, arch: process.arch };
+  const system = { version: VERSION, node: process.version, platform: process.platform, arch: process.arch };
   if (options.flag('json')) {
     context.stdout.write(`${JSON.stringify({ ...system, backends, auto: auto ?? null, ...(error !== undefined && { error }) }, null, 1)}\n`);
   } else {

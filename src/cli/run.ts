@@ -4,7 +4,7 @@ import type { Context } from './context.ts';
 import { decode, DECODE_USAGE } from './decode.ts';
 import { doctor, DOCTOR_USAGE } from './doctor.ts';
 import { EXIT_BAD_INPUT, exitStatus, oneLine } from './failure.ts';
-import { version } from './version.ts';
+import { VERSION } from '../version.ts';
 
 type Command = (args: readonly string[], context: Context) => Promise<number>;
 
@@ -24,7 +24,7 @@ export async function run(args: readonly string[], context: Context): Promise<nu
     return 0;
   }
   if (name === '--version' || name === '-v') {
-    context.stdout.write(`${version()}\n`);
+    context.stdout.write(`${VERSION}\n`);
     return 0;
   }
   const command = name === undefined ? undefined : COMMANDS.get(name);

@@ -3,11 +3,11 @@ import type { DecodeOp } from '../backend.ts';
 import bf16Source from '../../shaders/bf16.wgsl?raw';
 import combineSource from '../../shaders/combine.wgsl?raw';
 import type { CombineConfig } from './combine-grid.ts';
-import { constants, unroll, type Kernel, type KernelCache } from './kernel.ts';
+import { constants, unroll, type Kernels } from './kernel.ts';
 import { PLAN_LAYOUT } from '../plan.ts';
 
 /** Bindings: plan, partials, out, lse. */
-export function combineKernel(kernels: KernelCache, { dtype, dV }: Pick<DecodeOp, 'dtype' | 'dV'>, { threads, mostGroups }: CombineConfig): Kernel {
+export function combineKernel<Result>(kernels: Kernels<Result>, { dtype, dV }: Pick<DecodeOp, 'dtype' | 'dV'>, { threads, mostGroups }: CombineConfig): Result {
   return kernels.get(
     `combine ${dtype} d${dV} ${threads}`,
     () => [

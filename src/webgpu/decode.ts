@@ -1,13 +1,12 @@
 /** Launcher of shaders/decode.wgsl: the split-KV kernel. */
-import type { DecodeOp } from '../backend.ts';
 import bf16Source from '../../shaders/bf16.wgsl?raw';
 import decodeSource from '../../shaders/decode.wgsl?raw';
-import type { ScalarConfig, Segmentation } from './config.ts';
-import { constants, kvBindings, loadKv, unroll, type Kernel, type KernelCache } from './kernel.ts';
+import type { DecodeProblem, ScalarConfig, Segmentation } from './config.ts';
+import { constants, kvBindings, loadKv, unroll, type Kernels } from './kernel.ts';
 import { PLAN_LAYOUT } from '../plan.ts';
 
 /** Bindings: q, plan, partials, out, lse, then the cache's segments. */
-export function decodeKernel(kernels: KernelCache, op: DecodeOp, config: ScalarConfig, { segments, blocksPerSegment }: Segmentation): Kernel {
+export function decodeKernel<Result>(kernels: Kernels<Result>, op: DecodeProblem, config: ScalarConfig, { segments, blocksPerSegment }: Segmentation): Result {
   const { dtype, dQk, dV } = op;
   const { rows, tokens, threads, rowTile, slices, threadQuads, wordUnroll, outRows, outWords, outLanes } = config;
   const key = `decode ${dtype} d${dQk}/${dV} ${config.key} kv${segments}`;

@@ -5,6 +5,7 @@ import { MlaError, describe } from '../errors.ts';
 import type { KernelLimits } from './config.ts';
 import type { SubgroupSize } from './subgroup-test.ts';
 import { checkTier, type Tier } from './tier.ts';
+import { checkTuneMode, type TuneMode } from './tuner.ts';
 
 export interface DeviceOptions {
   /** Where adapters come from; `navigator.gpu` when absent. */
@@ -17,6 +18,11 @@ export interface DeviceOptions {
   readonly tier?: Tier;
   /** 'adapter' (default) asks for all that the adapter has; 'default' keeps to WebGPU's defaults, as a page must that cannot choose. */
   readonly limits?: 'adapter' | 'default';
+  /**
+   * Choice of kernel configurations by measuring. 'auto': use what is remembered, and measure in the background, once,
+   * what is not. 'stored': only use what is remembered. 'off': a fixed choice. 'auto' when absent, 'stored' on software adapters.
+   */
+  readonly tune?: TuneMode;
 }
 
 const LIMITS = [
@@ -153,6 +159,7 @@ function readLimits(limits: GPUSupportedLimits): KernelLimits {
 /** @throws MlaError backend-unavailable (no WebGPU, no adapter, no device), invalid-argument, device-lost */
 export async function openDevice(options: DeviceOptions): Promise<GpuContext> {
   checkTier(options.tier);
+  checkTuneMode(options.tune);
   if (options.device) {
     const { device } = options;
     if (typeof device.createBuffer !== 'function') {

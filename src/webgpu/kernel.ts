@@ -72,9 +72,17 @@ export function storeKv(segments: number): string {
   return `fn store_kv(segment: u32, index: u32, value: u32) {\n${cases}}`;
 }
 
-export class KernelCache {
+/** Where launchers get their kernels: at once, or compiled in the background. */
+export interface Kernels<Result> {
+  /** The kernel named `key`, compiled from `source` with `bindings` at @group(0) on first use. */
+  get(key: string, bindings: () => readonly Binding[], source: () => string): Result;
+}
+
+export class KernelCache implements Kernels<Kernel> {
   readonly #gpu: GpuContext;
   readonly #kernels = new Map<string, Kernel>();
+  /** The same kernels, compiled while the device works on. A refusal rejects, and is nobody else's concern. @throws MlaError internal */
+  readonly background: Kernels<Promise<Kernel>> = { get: (key, bindings, source) => this.#getInBackground(key, bindings, source) };
 
   constructor(gpu: GpuContext) {
     this.#gpu = gpu;
@@ -84,30 +92,15 @@ export class KernelCache {
     return this.#kernels.size;
   }
 
-  /** The kernel named `key`, compiled from `source` with `bindings` at @group(0) on first use. */
   get(key: string, bindings: () => readonly Binding[], source: () => string): Kernel {
     const known = this.#kernels.get(key);
     if (known) {
       if (known.fault) throw known.fault;
       return known;
     }
-    const { device } = this.#gpu;
-    const list = bindings();
-    const header = list.map(({ name, access, element }, i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
-    const code = `${header}\n\n${source()}`;
     const { value, fault } = this.#gpu.watch(`compiling ${key}`, () => {
-      const layout = device.createBindGroupLayout({
-        label: key,
-        entries: list.map(({ access }, binding) => ({
-          binding, visibility: 0x4 /* COMPUTE */, buffer: { type: access === 'read' ? 'read-only-storage' as const : 'storage' as const },
-        })),
-      });
-      const pipeline = device.createComputePipeline({
-        label: key,
-        layout: device.createPipelineLayout({ label: key, bindGroupLayouts: [layout] }),
-        compute: { module: device.createShaderModule({ label: key, code }), entryPoint: 'main' },
-      });
-      return { layout, pipeline };
+      const { layout, descriptor } = this.#describe(key, bindings(), source());
+      return { layout, pipeline: this.#gpu.device.createComputePipeline(descriptor) };
     });
     const kernel: Kernel = {
       ...value, fault: undefined,
@@ -118,5 +111,45 @@ export class KernelCache {
     };
     this.#kernels.set(key, kernel);
     return kernel;
+  }
+
+  async #getInBackground(key: string, bindings: () => readonly Binding[], source: () => string): Promise<Kernel> {
+    const known = this.#kernels.get(key);
+    if (known) {
+      await known.compiled;
+      if (known.fault) throw known.fault;
+      return known;
+    }
+    const { value, fault } = this.#gpu.watch(`compiling ${key}`, () => {
+      const { layout, descriptor } = this.#describe(key, bindings(), source());
+      const pipeline = this.#gpu.device.createComputePipelineAsync(descriptor);
+      pipeline.catch(() => undefined);
+      return { layout, pipeline };
+    });
+    const error = await fault;
+    if (error) throw error;
+    const pipeline = await value.pipeline.catch((cause: Error) => {
+      throw new MlaError('internal', `compiling ${key}: ${cause.message}`, { cause });
+    });
+    // Unless a call has come meanwhile that could not wait.
+    const kernel = this.#kernels.get(key) ?? { pipeline, layout: value.layout, fault: undefined, compiled: Promise.resolve() };
+    this.#kernels.set(key, kernel);
+    return kernel;
+  }
+
+  #describe(key: string, list: readonly Binding[], source: string): { layout: GPUBindGroupLayout; descriptor: GPUComputePipelineDescriptor } {
+    const { device } = this.#gpu;
+    const header = list.map(({ name, access, element }, i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
+    const layout = device.createBindGroupLayout({
+      label: key,
+      entries: list.map(({ access }, binding) => ({
+        binding, visibility: 0x4 /* COMPUTE */, buffer: { type: access === 'read' ? 'read-only-storage' as const : 'storage' as const },
+      })),
+    });
+    const module = device.createShaderModule({ label: key, code: `${header}\n\n${source}` });
+    return {
+      layout,
+      descriptor: { label: key, layout: device.createPipelineLayout({ label: key, bindGroupLayouts: [layout] }), compute: { module, entryPoint: 'main' } },
+    };
   }
 }
