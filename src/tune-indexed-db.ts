@@ -7,7 +7,7 @@ const STORE = 'tune';
 /** A database that another page blocks, or a browser that answers never, must not keep anyone waiting. */
 const PATIENCE_MS = 1000;
 
-export function indexedDbStore(factory: IDBFactory | undefined = reachable(), patience = PATIENCE_MS): TuneStore {
+export function indexedDbStore(factory: IDBFactory | undefined = reachable(), patience: number = PATIENCE_MS): TuneStore {
   if (!factory) return noStore('no IndexedDB here');
   const request = <T>(mode: IDBTransactionMode, make: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> => within(patience, run(factory, mode, make));
   const outcome = (work: Promise<unknown>): Promise<string | undefined> => work.then(() => undefined, (error: unknown) => `IndexedDB: ${(error as Error).message}`);

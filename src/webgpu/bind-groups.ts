@@ -14,7 +14,7 @@ export class BindGroups {
   readonly #users = new Map<number, Set<string>>();
   #nextId = 0;
 
-  constructor(device: GPUDevice, kept = KEPT) {
+  constructor(device: GPUDevice, kept: number = KEPT) {
     this.#device = device;
     this.#kept = kept;
   }

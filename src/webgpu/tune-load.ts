@@ -26,7 +26,8 @@ export interface TuneLoads {
 /** @returns undefined where not even a block fits */
 export function tuneLoads({ hKv, dQk }: Pick<ShapeClass, 'hKv' | 'dQk'>, { kind, limits }: Pick<DeviceTraits, 'kind' | 'limits'>): TuneLoads | undefined {
   const blockBytes = TUNE_BLOCK * hKv * dQk * 2;
-  const numBlocks = Math.floor(Math.min(POOL_BYTES[kind], limits.maxStorageBufferBindingSize, limits.maxBufferSize) / blockBytes);
+  const most = Math.floor(Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize) / blockBytes);
+  const numBlocks = Math.min(most, Math.max(LONG_SEQUENCES, Math.floor(POOL_BYTES[kind] / blockBytes)));
   if (numBlocks === 0) return undefined;
   // Uneven, as batches are: cuts fall inside sequences.
   const weights = Array.from({ length: Math.min(LONG_SEQUENCES, numBlocks) }, (_, i) => 1 + (i % 3) / 2);
