@@ -18,6 +18,23 @@ var<workgroup> group_lse: array<vec2<f32>, MOST_GROUPS>; // maximum, sum
 
 const LOWEST = -3.4028234e38;
 
+// A weighted sum under way: sum_i exp2(l_i - highest) s_i, for the sum of weights and for O.
+struct Merge {
+  highest: f32,
+  sum: f32,
+  out: vec4<f32>,
+}
+
+// Takes in four of them, whose maxima are `tops`. One that is empty, as a split without visible keys, has LOWEST.
+fn take_in(merge: ptr<function, Merge>, tops: vec4<f32>, sums: vec4<f32>, out_0: vec4<f32>, out_1: vec4<f32>, out_2: vec4<f32>, out_3: vec4<f32>) {
+  let highest = max((*merge).highest, max(max(tops.x, tops.y), max(tops.z, tops.w)));
+  let factor = exp2((*merge).highest - highest);
+  let weights = select(exp2_or_nan(tops - highest), vec4<f32>(), tops == vec4<f32>(LOWEST));
+  (*merge).highest = highest;
+  (*merge).sum = (*merge).sum * factor + dot(weights, sums);
+  (*merge).out = (*merge).out * factor + weights.x * out_0 + weights.y * out_1 + weights.z * out_2 + weights.w * out_3;
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
   @builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) workgroups: vec3<u32>,
@@ -40,9 +57,7 @@ fn main(
   let rows_per_head = s_q * heads;
   let rows = rows_per_head * plan[PLAN_H_KV];
 
-  var highest = LOWEST;
-  var sum = 0.0;
-  var acc = vec4<f32>();
+  var merge = Merge(LOWEST, 0.0, vec4<f32>());
   // Threads past the last whole group take nothing.
   for (var s = select(splits, group, group < groups); s < splits; s += 4u * groups) {
     // Past the end the last split is read again and left out: an infinity times a weight of 0 is not 0.
@@ -55,39 +70,33 @@ fn main(
     let pair_$i = partials[(lse_at + at_$i) / 2u];
     let lse_$i = select(LOWEST, select(pair_$i.x, pair_$i.z, (lse_at + at_$i) % 2u == 1u), inside_$i);
     #end
-    let lses = vec4<f32>(lse_0, lse_1, lse_2, lse_3);
-    let most = max(highest, max(max(lse_0, lse_1), max(lse_2, lse_3)));
-    let factor = exp2(highest - most);
-    // A split without visible keys has LOWEST; when all have, the row is empty.
-    let weights = select(exp2_or_nan(lses - most), vec4<f32>(), lses == vec4<f32>(LOWEST));
-    highest = most;
-    sum = sum * factor + weights.x + weights.y + weights.z + weights.w;
-    acc = acc * factor + weights.x * out_0 + weights.y * out_1 + weights.z * out_2 + weights.w * out_3;
+    take_in(&merge, vec4<f32>(lse_0, lse_1, lse_2, lse_3), vec4<f32>(1.0), out_0, out_1, out_2, out_3);
   }
 
   let used = min(groups, splits);
   if (MOST_GROUPS > 1u && used > 1u) {
-    group_out[thread] = acc;
-    if (thread % lanes == 0u && group < groups) { group_lse[group] = vec2<f32>(highest, sum); }
+    group_out[thread] = merge.out;
+    if (thread % lanes == 0u && group < groups) { group_lse[group] = vec2<f32>(merge.highest, merge.sum); }
     workgroupBarrier();
-    highest = LOWEST;
-    for (var g = 0u; g < used; g++) { highest = max(highest, group_lse[g].x); }
-    sum = 0.0;
-    acc = vec4<f32>();
-    for (var g = 0u; g < used; g++) {
-      let factor = exp2(group_lse[g].x - highest);
-      sum += factor * group_lse[g].y;
-      acc += factor * group_out[g * lanes + thread % lanes];
+    merge = Merge(LOWEST, 0.0, vec4<f32>());
+    for (var g = 0u; g < used; g += 4u) {
+      #unroll i < 4
+      let group_$i = min(g + $iu, used - 1u);
+      let taken_$i = g + $iu < used;
+      let lse_$i = select(vec2<f32>(LOWEST, 0.0), group_lse[group_$i], taken_$i);
+      let out_$i = select(vec4<f32>(), group_out[group_$i * lanes + thread % lanes], taken_$i);
+      #end
+      take_in(&merge, vec4<f32>(lse_0.x, lse_1.x, lse_2.x, lse_3.x), vec4<f32>(lse_0.y, lse_1.y, lse_2.y, lse_3.y), out_0, out_1, out_2, out_3);
     }
   }
   if (group > 0u) { return; }
 
-  let inverse = select(1.0 / sum, 0.0, sum == 0.0);
+  let inverse = select(1.0 / merge.sum, 0.0, merge.sum == 0.0);
   let head = (row / rows_per_head) * heads + row % heads;
   let token = (row % rows_per_head) / heads;
-  let merged = acc * inverse;
+  let merged = merge.out * inverse;
   out[(seq * rows + token * (rows / s_q) + head) * V_QUADS + quad] = vec2<u32>(pack(merged.x, merged.y), pack(merged.z, merged.w));
   if (workgroup.z == 0u && thread == 0u) {
-    lse[seq * rows + head * s_q + token] = lse_bits(highest, sum);
+    lse[seq * rows + head * s_q + token] = lse_bits(merge.highest, merge.sum);
   }
 }

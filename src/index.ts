@@ -15,7 +15,7 @@ import type { DeviceOptions } from './webgpu/device.ts';
 
 export type * from './mla.ts';
 export type { DeviceOptions } from './webgpu/device.ts';
-export type { TuneMode } from './webgpu/tuner.ts';
+export type { TuneMode } from './webgpu/tune-mode.ts';
 export { MlaError } from './errors.ts';
 export type { MlaErrorCode, MlaErrorData, MlaErrorDetails } from './errors.ts';
 export { decode16, encode16, fromBf16, fromF16, toBf16, toF16 } from './bf16.ts';

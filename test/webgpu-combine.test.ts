@@ -181,5 +181,16 @@ describe('the merge on a device', () => {
       partials[lseAt + 2 * places(merge, 0, 5)[0]!] = 20;
       check(merge, await onDevice(merge, configOf(merge)));
     });
+
+    test('NaN alone in its group', async () => {
+      for (const which of [0, 1]) {
+        const merge = makeMerge({ lengths: [32], slots: 2, sQ: 1, hQ: 2, hKv: 1, dV: 64 }, new Random(9));
+        const { op, partials } = merge;
+        const at = places(merge, 0, 1)[which]!;
+        partials[2 * op.metadata.parts * op.sQ * op.hQ * op.dV + 2 * at] = NaN;
+        partials.fill(NaN, at * op.dV, (at + 1) * op.dV);
+        check(merge, await onDevice(merge, configOf(merge)));
+      }
+    });
   });
 });

@@ -22,7 +22,7 @@ describe('a decode loop in its steady state', () => {
   const bits = (count: number): Uint16Array => encode16('bf16', random.normals(count, 0.1));
 
   beforeAll(async () => {
-    mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu() });
+    mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), tune: 'off' });
     calls = await countCalls();
   });
   afterAll(async () => {

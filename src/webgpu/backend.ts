@@ -20,7 +20,8 @@ import { readStorage } from './readback.ts';
 import { adopted, allocate, type Storage } from './storage.ts';
 import { chooseTier, type TierChoice } from './tier.ts';
 import { Timer } from './timer.ts';
-import { Tuner, type TuneMode } from './tuner.ts';
+import type { TuneMode } from './tune-mode.ts';
+import { Tuner } from './tuner.ts';
 
 /** Plans kept on the device: one a step is used by every layer, a few steps may be in flight. */
 const PLANS_KEPT = 8;

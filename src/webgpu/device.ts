@@ -5,7 +5,7 @@ import { MlaError, describe } from '../errors.ts';
 import type { KernelLimits } from './config.ts';
 import type { SubgroupSize } from './subgroup-test.ts';
 import { checkTier, type Tier } from './tier.ts';
-import { checkTuneMode, type TuneMode } from './tuner.ts';
+import { checkTuneMode, type TuneMode } from './tune-mode.ts';
 
 export interface DeviceOptions {
   /** Where adapters come from; `navigator.gpu` when absent. */

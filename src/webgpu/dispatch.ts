@@ -6,7 +6,7 @@ import { combineChunks, combineConfig } from './combine-grid.ts';
 import { combineKernel } from './combine.ts';
 import type { DecodeConfig, DecodeProblem, DeviceTraits, Segmentation } from './config.ts';
 import { decodeKernel } from './decode.ts';
-import type { Kernel, Kernels } from './kernel.ts';
+import type { Kernel, KernelCache, Kernels } from './kernel.ts';
 
 export interface DecodeKernels<Result> {
   readonly decode: Result;
@@ -16,6 +16,13 @@ export interface DecodeKernels<Result> {
 /** Both, though nothing may be split yet: a sequence that grows must not wait for a compiler. */
 export function decodeKernels<Result>(kernels: Kernels<Result>, problem: DecodeProblem, config: DecodeConfig, { kind, limits }: DeviceTraits, kv: Segmentation): DecodeKernels<Result> {
   return { decode: decodeKernel(kernels, problem, config, kv), combine: combineKernel(kernels, problem, combineConfig(problem.dV, kind, limits)) };
+}
+
+/** The same, compiled while the device works on. @throws MlaError internal when it refuses them */
+export async function compileDecode(kernels: KernelCache, problem: DecodeProblem, config: DecodeConfig, traits: DeviceTraits, kv: Segmentation): Promise<DecodeKernels<Kernel>> {
+  const compiling = decodeKernels(kernels.background, problem, config, traits, kv);
+  const [decode, combine] = await Promise.all([compiling.decode, compiling.combine]);
+  return { decode, combine };
 }
 
 export interface DecodeBuffers {

@@ -8,7 +8,7 @@ import type { ShapeClass } from '../shape-class.ts';
 import type { BindGroups } from './bind-groups.ts';
 import { ONE_SEGMENT, type DecodeConfig, type DeviceTraits } from './config.ts';
 import type { GpuContext } from './device.ts';
-import { decodeGrid, decodeKernels, encodeDecode, type DecodeKernels } from './dispatch.ts';
+import { compileDecode, decodeGrid, encodeDecode, type DecodeKernels } from './dispatch.ts';
 import type { Kernel, KernelCache } from './kernel.ts';
 import type { Allocation, DeviceMemory } from './memory.ts';
 import { Timer } from './timer.ts';
@@ -83,10 +83,9 @@ export class TuneBench {
   /** Times of a trial, or why it was given up. @throws MlaError out-of-memory, device-lost, destroyed */
   async measure(config: DecodeConfig, slots: number, best: number): Promise<Times | string> {
     const { kernels, traits } = this.#device;
-    const compiling = decodeKernels(kernels.background, this.#shape, config, traits, ONE_BINDING);
     let ready: DecodeKernels<Kernel>;
     try {
-      ready = { decode: await compiling.decode, combine: await compiling.combine };
+      ready = await compileDecode(kernels, this.#shape, config, traits, ONE_BINDING);
     } catch (error) {
       if (error instanceof MlaError && error.code === 'internal') return error.message.split('\n', 1)[0]!;
       throw error;
@@ -97,7 +96,8 @@ export class TuneBench {
       const short = await this.#prepare(this.#loads.short, config, slots);
       if (typeof long === 'string') return long;
       if (typeof short === 'string') return short;
-      const sampler = async ({ calls, partials }: Prepared): Promise<() => Promise<number>> => {
+      const partials = await this.#take(Math.max(long.partialBytes, short.partialBytes));
+      const sampler = async ({ calls }: Prepared): Promise<() => Promise<number>> => {
         const once = await this.#batch(ready, config, calls, partials, 1);
         const count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / once)));
         return async () => (await this.#batch(ready, config, calls, partials, count)) / count;
@@ -132,7 +132,6 @@ export class TuneBench {
     const op = {
       ...this.#shape, b: cacheSeqlens.length, blockSize: TUNE_BLOCK, maxBlocksPerSeq, metadata, softmaxScale: this.#shape.dQk ** -0.5, causal: false,
     };
-    const partials = await this.#take(partialBytes(metadata.parts, this.#shape));
     const calls: Call[] = [];
     for (const blockTable of blockTables) {
       const plan = makePlan(op, blockTable);
@@ -140,7 +139,7 @@ export class TuneBench {
       gpu.device.queue.writeBuffer(buffer, 0, plan.words);
       calls.push({ plan, buffer });
     }
-    return { calls, partials };
+    return { calls, partialBytes: partialBytes(metadata.parts, this.#shape) };
   }
 
   /** Milliseconds of `count` calls in a row. */
@@ -185,7 +184,7 @@ export class TuneBench {
 
 interface Prepared {
   readonly calls: readonly Call[];
-  readonly partials: GPUBuffer;
+  readonly partialBytes: number;
 }
 
 /** Small numbers of both signs, the same every time. */

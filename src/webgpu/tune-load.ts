@@ -4,7 +4,7 @@ import type { DeviceTraits } from './config.ts';
 
 export const TUNE_BLOCK = 64;
 /** Past the caches of the largest GPUs, within the smallest binding; a software adapter has seconds to lose, not minutes. */
-const POOL_BYTES = { gpu: 128 << 20, software: 2 << 20 } as const;
+const POOL_BYTES = { gpu: 128 << 20, software: 1 << 20 } as const;
 const SHORT_TOKENS = { gpu: 8192, software: 512 } as const;
 const LONG_SEQUENCES = 8;
 /** Places that short calls take in turn, so that none finds its keys in a cache. */

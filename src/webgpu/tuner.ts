@@ -9,24 +9,11 @@ import { partsTarget } from '../schedule.ts';
 import { parseShapeClass, shapeClass, type ShapeClass } from '../shape-class.ts';
 import type { TuneStore } from '../tune-store.ts';
 import { decodeCandidates, type DecodeConfig, type Segmentation } from './config.ts';
-import { decodeKernels } from './dispatch.ts';
+import { compileDecode } from './dispatch.ts';
 import { TuneBench, type TuneDevice } from './tune-bench.ts';
 import { loadCost, tuneLoads } from './tune-load.ts';
+import type { TuneMode } from './tune-mode.ts';
 import { search, slotLadder, type Search } from './tune-search.ts';
-
-/**
- * 'auto': use what is remembered, and measure in the background what is not. 'stored': use what is remembered. 'off': neither;
- * and what `tune` finds is not remembered.
- */
-export type TuneMode = 'auto' | 'stored' | 'off';
-const MODES: readonly TuneMode[] = ['auto', 'stored', 'off'];
-
-/** @throws MlaError invalid-argument */
-export function checkTuneMode(mode: unknown): asserts mode is TuneMode | undefined {
-  if (mode !== undefined && !MODES.includes(mode as TuneMode)) {
-    throw new MlaError('invalid-argument', 'no such way to tune', { argument: 'tune', expected: MODES.join(', '), got: String(mode) });
-  }
-}
 
 /** Work of others that the background gives way to: a batch starts when the device has been left alone for so long, */
 const QUIET_MS = 20;
@@ -153,7 +140,7 @@ export class Tuner {
       await bench.open();
       found = await this.#search(shape, bench);
       // The caller's cache may be laid out otherwise: its next step must not wait for a compiler.
-      if (found.config && kv) await decodeKernels(device.kernels.background, shape, found.config, device.traits, kv).decode;
+      if (found.config && kv) await compileDecode(device.kernels, shape, found.config, device.traits, kv);
     } finally {
       bench.close();
     }
