@@ -98,8 +98,9 @@ export class TuneBench {
       if (typeof short === 'string') return short;
       const partials = await this.#take(Math.max(long.partialBytes, short.partialBytes));
       const sampler = async ({ calls }: Prepared): Promise<() => Promise<number>> => {
-        const once = await this.#batch(ready, config, calls, partials, 1);
-        const count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / once)));
+        // Twice: the first call of a kernel takes longer than any after it.
+        let count = 1;
+        for (let i = 0; i < 2; i++) count = callsFor((await this.#batch(ready, config, calls, partials, count)) / count);
         return async () => (await this.#batch(ready, config, calls, partials, count)) / count;
       };
       const [sampleLong, sampleShort] = [await sampler(long), await sampler(short)];
@@ -112,14 +113,18 @@ export class TuneBench {
       const middle = (pick: (times: Times) => number): number => samples.map(pick).sort((x, y) => x - y)[SAMPLES >> 1]!;
       return { longMs: middle((t) => t.longMs), shortMs: middle((t) => t.shortMs) };
     } finally {
-      for (const allocation of this.#owned.splice(mark)) this.#device.memory.release(allocation);
+      this.#discard(mark);
     }
   }
 
   close(): void {
     this.#timer.destroy();
-    // Not for reuse: nothing else is of these sizes.
-    for (const allocation of this.#owned.splice(0)) this.#device.memory.discard(allocation);
+    this.#discard(0);
+  }
+
+  /** What was taken from the `from`th on. Not for reuse: nothing else is of these sizes. */
+  #discard(from: number): void {
+    for (const allocation of this.#owned.splice(from)) this.#device.memory.discard(allocation);
   }
 
   async #prepare({ cacheSeqlens, maxBlocksPerSeq, blockTables }: TuneLoad, config: DecodeConfig, slots: number): Promise<Prepared | string> {
@@ -185,6 +190,10 @@ export class TuneBench {
 interface Prepared {
   readonly calls: readonly Call[];
   readonly partialBytes: number;
+}
+
+function callsFor(ms: number): number {
+  return Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
 }
 
 /** Small numbers of both signs, the same every time. */
