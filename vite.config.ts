@@ -1,6 +1,6 @@
 /**
  * Builds: `vite build` the library, `vite build --mode demo` the site. Tests: vitest reads `test` here; with
- * `--mode cuda` it runs the suite that needs a Hopper GPU, and only that.
+ * `--mode cuda` or `--mode gpu` it runs the suite that needs a Hopper GPU or any GPU, and only that.
  */
 import { readFile, readdir } from 'node:fs/promises';
 import { builtinModules } from 'node:module';
@@ -54,9 +54,9 @@ const demo = {
 export default defineConfig(({ mode }) => ({
   ...(mode === 'demo' ? demo : library),
   test: {
-    include: [mode === 'cuda' ? 'test/cuda/*.test.ts' : 'test/*.test.ts'],
+    include: [mode === 'cuda' || mode === 'gpu' ? `test/${mode}/*.test.ts` : 'test/*.test.ts'],
     // Suites share two cores and one software adapter each: side by side they only slow each other.
-    fileParallelism: mode === 'cuda',
+    fileParallelism: mode === 'cuda' || mode === 'gpu',
     testTimeout: 120_000,
     hookTimeout: 120_000,
   },
