@@ -12,6 +12,8 @@ export interface Candidate {
   readonly rowTile: number;
   /** 1 when absent. */
   readonly quadTile?: number;
+  /** Words of O a thread holds at least, for a share of the rows; 4 when absent. */
+  readonly outWords?: number;
   /** Words a load; 4 when absent. */
   readonly vec?: 1 | 4;
   /** Threads that make scores; all when absent. */
@@ -23,26 +25,29 @@ export interface Candidate {
 }
 
 /**
- * A thread's work on a GPU, per word of 2 numbers: rowTile + 4 loads, twice as many unpackings and 8 rowTile multiply-adds for
- * scores; outRows vectors of P and 4 outWords words for 16 outRows outWords multiply-adds of output. Large tiles keep the
- * multiply-adds ahead, and registers are what they cost: 2 outRows outWords + 4 rowTile are live throughout.
+ * What a thread of a GPU loads and computes for a word (2 numbers) of scores: rowTile + 4 quadTile words for 8 rowTile quadTile
+ * multiply-adds; for a token of output: outRows probabilities and outWords words for 2 outRows outWords of them. A core that makes
+ * four multiply-adds while it loads a word wants those ratios above four, and registers are what large tiles cost:
+ * 2 outRows outWords + 4 rowTile quadTile are live at once. 16 x 4 words of O and 8 x 4 of S come out at 4.3 and above in some 200.
  */
 const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
   subgroup: [
     { rows: 64, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
     { rows: 64, tokens: 16, threads: 256, rowTile: 8 },
+    { rows: 64, tokens: 32, threads: 256, rowTile: 8, quadTile: 2 },
     { rows: 64, tokens: 16, threads: 512, rowTile: 8, prefetch: true },
-    { rows: 64, tokens: 16, threads: 512, rowTile: 4, prefetch: true },
     { rows: 64, tokens: 32, threads: 512, rowTile: 8, prefetch: true },
     { rows: 32, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
     { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
+    { rows: 32, tokens: 32, threads: 128, rowTile: 8, quadTile: 2, prefetch: true },
     { rows: 32, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
     { rows: 32, tokens: 32, threads: 256, rowTile: 8, prefetch: true },
-    { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
-    { rows: 16, tokens: 16, threads: 128, rowTile: 8 },
-    { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
-    { rows: 16, tokens: 32, threads: 128, rowTile: 8, prefetch: true },
     { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 8 },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 32, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 32, threads: 64, rowTile: 8, quadTile: 2, prefetch: true },
     { rows: 4, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
     { rows: 4, tokens: 16, threads: 128, rowTile: 2, prefetch: true },
     // For subgroups of 4 lanes and up.
@@ -52,14 +57,16 @@ const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
   ],
   base: [
     { rows: 64, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
+    { rows: 64, tokens: 8, threads: 256, rowTile: 8, prefetch: true },
     { rows: 64, tokens: 16, threads: 256, rowTile: 4 },
     { rows: 32, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
     { rows: 32, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
     { rows: 32, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
     { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
     { rows: 16, tokens: 16, threads: 128, rowTile: 4 },
-    { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
-    { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
     { rows: 4, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
     { rows: 4, tokens: 16, threads: 128, rowTile: 2, prefetch: true },
   ],

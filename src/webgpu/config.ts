@@ -125,7 +125,7 @@ function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): Decod
 }
 
 function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig {
-  const { rows, tokens, threads, rowTile, quadTile = 1, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false } = candidate;
+  const { rows, tokens, threads, rowTile, quadTile = 1, outWords = 4, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false } = candidate;
   const shuffles = tier === 'subgroup';
   const quads = tokens / 4;
   const slices = (scoreThreads * rowTile * quadTile) / (rows * quads);
@@ -133,7 +133,7 @@ function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: 
   // Eight lanes at a time load 16 bytes each: fewer slices than that reach the token four on too, which must lie in other banks.
   const stride = vec === 4 && slices < 8 ? units | 1 : units;
   // Rows of O a thread: a divisor of the tile, so that no thread's rows reach into the next one.
-  const outLanes = Math.min(threads, dV / 2);
+  const outLanes = Math.min(threads, Math.ceil(dV / 2 / outWords));
   let outRows = Math.ceil(rows / Math.floor(threads / outLanes));
   while (rows % outRows !== 0) outRows++;
   // The KV step; slice sums and probabilities, 16 bytes a quad; a float a quad and two a row.
