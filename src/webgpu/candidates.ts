@@ -1,40 +1,116 @@
 /** Tables of configurations to try, by tier and device, best guess first. Pure. */
 import type { DeviceTraits } from './config.ts';
 
-/** What is chosen; the rest of a configuration follows. */
+/** What is chosen; the rest of a configuration follows. Numbers are powers of two. */
 export interface Candidate {
   /** Query rows a workgroup. */
   readonly rows: number;
-  /** Keys a step. Divides every block size. */
+  /** Keys a step. */
   readonly tokens: number;
   readonly threads: number;
-  /** Rows of S that a thread makes, times 4 tokens. */
+  /** Rows of S that a thread makes, times 4 `quadTile` tokens. */
   readonly rowTile: number;
+  /** 1 when absent. */
+  readonly quadTile?: number;
+  /** Words of O a thread holds at least, for a share of the rows; 4 when absent. */
+  readonly outWords?: number;
+  /** Words a load; 4 when absent. */
+  readonly vec?: 1 | 4;
+  /** Threads that make scores; all when absent. */
+  readonly scoreThreads?: number;
+  /** Load the next step's rows while this one's output is made. */
+  readonly prefetch?: boolean;
+  /** Four neighbouring lanes load four probabilities and pass them round: where a load costs more than a shuffle. */
+  readonly quadProbs?: boolean;
 }
 
-const GPU: readonly Candidate[] = [
-  { rows: 4, tokens: 16, threads: 128, rowTile: 2 },
-  { rows: 4, tokens: 8, threads: 128, rowTile: 1 },
-  { rows: 16, tokens: 16, threads: 256, rowTile: 2 },
+/**
+ * What a thread of a GPU loads and computes for a word (2 numbers) of scores: rowTile + 4 quadTile words for 8 rowTile quadTile
+ * multiply-adds; for a token of output: outRows probabilities and outWords words for 2 outRows outWords of them. A core that makes
+ * four multiply-adds while it loads a word wants those ratios above four, and registers are what large tiles cost:
+ * 2 outRows outWords + 4 rowTile quadTile are live at once. 16 x 4 words of O and 8 x 4 of S come out at 4.3 and above in some 200.
+ */
+const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
+  subgroup: [
+    { rows: 64, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 64, tokens: 16, threads: 256, rowTile: 8 },
+    { rows: 64, tokens: 32, threads: 256, rowTile: 8, quadTile: 2 },
+    { rows: 64, tokens: 16, threads: 512, rowTile: 8, prefetch: true },
+    { rows: 64, tokens: 32, threads: 512, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
+    { rows: 32, tokens: 32, threads: 128, rowTile: 8, quadTile: 2, prefetch: true },
+    { rows: 32, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 32, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 8 },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 32, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 32, threads: 64, rowTile: 8, quadTile: 2, prefetch: true },
+    { rows: 4, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
+    { rows: 4, tokens: 16, threads: 128, rowTile: 2, prefetch: true },
+    // For subgroups of 4 lanes and up.
+    { rows: 32, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
+    { rows: 4, tokens: 16, threads: 64, rowTile: 1, prefetch: true },
+  ],
+  base: [
+    { rows: 64, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
+    { rows: 64, tokens: 8, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 64, tokens: 16, threads: 256, rowTile: 4 },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 32, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 4 },
+    { rows: 4, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
+    { rows: 4, tokens: 16, threads: 128, rowTile: 2, prefetch: true },
+  ],
+};
+
+/** What fits WebGPU's default limits, 16 KiB of workgroup memory, and subgroups of 4 or 8. */
+const SMALL: readonly Candidate[] = [
+  { rows: 32, tokens: 8, threads: 128, rowTile: 4 },
+  { rows: 16, tokens: 8, threads: 64, rowTile: 4 },
   { rows: 16, tokens: 8, threads: 128, rowTile: 2 },
+  { rows: 4, tokens: 8, threads: 64, rowTile: 1 },
+  { rows: 4, tokens: 8, threads: 32, rowTile: 4 },
 ];
 
-// A software adapter runs threads one after another, 4 lanes at a time, and pays for each at every barrier: few threads
-// with much in registers each.
-const SOFTWARE: readonly Candidate[] = [
-  { rows: 4, tokens: 16, threads: 32, rowTile: 4 },
-  { rows: 4, tokens: 8, threads: 32, rowTile: 4 },
-  { rows: 16, tokens: 16, threads: 32, rowTile: 8 },
-  { rows: 16, tokens: 8, threads: 32, rowTile: 8 },
-];
+/**
+ * A software adapter loads lane by lane at a hundred instructions a load, in code that must fit the instruction cache, and pays for
+ * each thread at every barrier: few threads, large tiles of S, words of O by the handful.
+ */
+const SOFTWARE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
+  subgroup: [
+    { rows: 16, tokens: 16, threads: 64, rowTile: 16, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
+    { rows: 16, tokens: 8, threads: 64, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
+    { rows: 4, tokens: 16, threads: 32, rowTile: 4, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
+    { rows: 4, tokens: 8, threads: 32, rowTile: 4, scoreThreads: 8, vec: 1, quadProbs: true },
+  ],
+  base: [
+    { rows: 16, tokens: 16, threads: 64, rowTile: 16, quadTile: 2, scoreThreads: 8, vec: 1 },
+    { rows: 16, tokens: 8, threads: 64, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1 },
+    { rows: 4, tokens: 16, threads: 32, rowTile: 4, quadTile: 2, scoreThreads: 8, vec: 1 },
+    { rows: 4, tokens: 8, threads: 32, rowTile: 4, scoreThreads: 8, vec: 1 },
+  ],
+};
 
 /** Candidates of a tier for a device. */
-export function candidates(_tier: 'base' | 'subgroup', { kind }: DeviceTraits): readonly Candidate[] {
-  return kind === 'software' ? SOFTWARE : GPU;
+export function candidates(tier: 'base' | 'subgroup', { kind, vendor }: DeviceTraits): readonly Candidate[] {
+  if (kind === 'software') return SOFTWARE[tier];
+  // Elsewhere fewer registers a thread are known to be there: at most 32 rows, or whatever the tuner finds.
+  const large = vendor === 'nvidia' ? LARGE[tier] : LARGE[tier].filter(({ rows }) => rows <= 32);
+  return [...large, ...SMALL];
 }
 
 /** How many workgroups the device is taken to run at once, and how few tokens are worth one. */
-export function occupancy({ kind }: DeviceTraits): { slots: number; minTokensPerPart: number } {
+export function occupancy({ kind, vendor }: DeviceTraits): { slots: number; minTokensPerPart: number } {
   // A software adapter runs a workgroup a core; a GPU several on each of its tens to hundreds of cores.
-  return kind === 'software' ? { slots: 8, minTokensPerPart: 256 } : { slots: 264, minTokensPerPart: 64 };
+  if (kind === 'software') return { slots: 8, minTokensPerPart: 256 };
+  return { slots: vendor === 'nvidia' ? 528 : 264, minTokensPerPart: 64 };
 }

@@ -3,7 +3,7 @@ import type { DecodeOp } from '../backend.ts';
 import bf16Source from '../../shaders/bf16.wgsl?raw';
 import combineSource from '../../shaders/combine.wgsl?raw';
 import type { CombineConfig } from './combine-grid.ts';
-import { constants, unroll, type Kernels } from './kernel.ts';
+import { constants, expand, type Kernels } from './kernel.ts';
 import { PLAN_LAYOUT } from '../plan.ts';
 
 /** Bindings: plan, partials, out, lse. */
@@ -19,7 +19,7 @@ export function combineKernel<Result>(kernels: Kernels<Result>, { dtype, dV }: P
     () =>
       [
         constants({ ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', V_QUADS: dV / 4, THREADS: threads, MOST_GROUPS: mostGroups }),
-        bf16Source, unroll(combineSource, {}),
+        bf16Source, expand(combineSource, {}),
       ].join('\n'),
   );
 }

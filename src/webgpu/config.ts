@@ -44,22 +44,26 @@ export interface DeviceTraits {
 export type DeviceKind = 'gpu' | 'software';
 
 /** What of a decode call its kernel is built for. */
-export type DecodeProblem = Pick<Problem, 'dQk' | 'dV' | 'dtype'>;
+export type DecodeProblem = Pick<Problem, 'dQk' | 'dV' | 'dtype'> & Partial<Pick<Problem, 'blockSize'>>;
 
 /** A configuration, told apart by its tier. */
 export type DecodeConfig = ScalarConfig;
 
 /** A configuration of shaders/decode.wgsl. */
-export interface ScalarConfig extends Candidate {
+export interface ScalarConfig extends Required<Candidate> {
   readonly tier: 'base' | 'subgroup';
   /** Names the configuration for good: among all there are, and from one version to the next. */
   readonly key: string;
   /** Ways the d_qk sum is cut. */
   readonly slices: number;
-  /** Words of a slice that a turn of the loop takes; where more than one, all slices are whole turns. */
-  readonly wordUnroll: number;
+  /** Units between a token and the next in workgroup memory. */
+  readonly stride: number;
+  /** Neighbouring threads that load one token. */
+  readonly stageLanes: number;
   /** Rows of P, times 4 tokens, that a thread makes. */
   readonly threadQuads: number;
+  /** A row's maximum comes together by shuffles too. */
+  readonly shuffleMax: boolean;
   /** Rows of O that a thread holds, times `outWords` words of two columns. */
   readonly outRows: number;
   readonly outWords: number;
@@ -84,7 +88,7 @@ export function decodeCandidates(problem: DecodeProblem, rows: number, traits: D
   for (const tier of TIERS.slice(TIERS.indexOf(traits.tier))) {
     const fits: DecodeConfig[] = [];
     for (const config of ofTier(tier, problem, traits)) {
-      const why = refuse(config, traits);
+      const why = refuse(config, problem, traits);
       if (why === undefined) fits.push(config);
       else rejected.push(`${config.key}: ${why}`);
     }
@@ -102,7 +106,7 @@ export function chooseDecodeConfig(
 }
 
 /** DeepSeek's heads: row tiles for the scheduler, which does not know the heads, are those that fit these. */
-const USUAL: DecodeProblem = { dQk: 576, dV: 512, dtype: 'bf16' };
+const USUAL: DecodeProblem = { dQk: 576, dV: 512, dtype: 'bf16', blockSize: 64 };
 
 /** What the scheduler must know of the device. */
 export function scheduleInfo(traits: DeviceTraits): ScheduleInfo {
@@ -117,34 +121,44 @@ function inOrder(fits: readonly DecodeConfig[], rows: number): DecodeConfig[] {
 }
 
 function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): DecodeConfig[] {
-  return tier === 'matrix' ? [] : candidates(tier, traits).map((candidate) => complete(tier, candidate, problem));
+  return tier === 'matrix' ? [] : candidates(tier, traits).map((candidate) => complete(tier, candidate, problem, traits));
 }
 
-function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem): ScalarConfig {
-  const { rows, tokens, threads, rowTile } = candidate;
-  const slices = (threads * rowTile * 4) / (rows * tokens);
+function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig {
+  const { rows, tokens, threads, rowTile, quadTile = 1, outWords = 4, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false } = candidate;
+  const shuffles = tier === 'subgroup';
+  const quads = tokens / 4;
+  const slices = (scoreThreads * rowTile * quadTile) / (rows * quads);
+  const units = dQk / 2 / vec;
+  // Eight lanes at a time load 16 bytes each: fewer slices than that reach the token four on too, which must lie in other banks.
+  const stride = vec === 4 && slices < 8 ? units | 1 : units;
   // Rows of O a thread: a divisor of the tile, so that no thread's rows reach into the next one.
-  const outLanes = Math.min(threads, dV / 2);
-  const outGroups = Math.floor(threads / outLanes);
-  const threadQuads = Math.ceil((rows * tokens) / 4 / threads);
-  const wordUnroll = (dQk / 2) % (slices * 2) === 0 ? 2 : 1;
-  let outRows = Math.ceil(rows / outGroups);
+  const outLanes = Math.min(threads, Math.ceil(dV / 2 / outWords));
+  let outRows = Math.ceil(rows / Math.floor(threads / outLanes));
   while (rows % outRows !== 0) outRows++;
-  // The KV step; slice sums, scores and probabilities, 16 bytes a quad; two floats a row.
-  const workgroupBytes = tokens * dQk * 2 + 16 * (rows * tokens / 4) * (slices + 2) + 8 * rows;
+  // The KV step; slice sums and probabilities, 16 bytes a quad; a float a quad and two a row.
+  const workgroupBytes = tokens * stride * vec * 4 + rows * quads * (16 * ((shuffles ? 0 : slices) + 1) + 4) + 8 * rows;
   return {
-    ...candidate, tier, key: `${tier} ${rows}x${tokens}/${threads} r${rowTile}`, slices, wordUnroll, threadQuads, outRows,
-    outWords: Math.ceil(dV / 2 / outLanes), outLanes, workgroupBytes,
+    rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, tier,
+    key: `${tier} ${rows}x${tokens}/${threads} s${rowTile}x${quadTile}/${scoreThreads}${prefetch ? ' prefetch' : ''}`,
+    slices, stride, stageLanes: vec === 4 ? Math.max(threads / tokens, 8) : Math.min(threads, 32),
+    threadQuads: shuffles ? Math.max(1, rowTile / slices) * quadTile : Math.ceil((rows * quads) / threads),
+    shuffleMax: shuffles && quadTile === 1 && slices * quads <= (subgroupSize?.min ?? 0),
+    outRows, outWords: Math.ceil(dV / 2 / outLanes), outLanes, workgroupBytes,
   };
 }
 
-function refuse(config: DecodeConfig, { limits }: DeviceTraits): string | undefined {
-  if (config.threads > limits.maxComputeInvocationsPerWorkgroup || config.threads > limits.maxComputeWorkgroupSizeX) {
-    return `${config.threads} threads exceed ${Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX)}`;
+function refuse(config: ScalarConfig, { blockSize = 16 }: DecodeProblem, { limits, subgroupSize }: DeviceTraits): string | undefined {
+  const { threads, tokens, slices, workgroupBytes, tier } = config;
+  if (threads > limits.maxComputeInvocationsPerWorkgroup || threads > limits.maxComputeWorkgroupSizeX) {
+    return `${threads} threads exceed ${Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX)}`;
   }
-  if (config.workgroupBytes > limits.maxComputeWorkgroupStorageSize) {
-    return `${config.workgroupBytes} B of workgroup memory exceed ${limits.maxComputeWorkgroupStorageSize}`;
+  if (workgroupBytes > limits.maxComputeWorkgroupStorageSize) {
+    return `${workgroupBytes} B of workgroup memory exceed ${limits.maxComputeWorkgroupStorageSize}`;
   }
+  if (blockSize % tokens !== 0) return `${tokens} tokens do not divide blocks of ${blockSize}`;
+  const lanes = subgroupSize?.min ?? 0;
+  if (tier === 'subgroup' && slices > lanes) return `${slices} slices exceed subgroups of ${lanes}`;
   return undefined;
 }
 

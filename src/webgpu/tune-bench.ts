@@ -27,6 +27,8 @@ export interface TuneDevice {
 /** A batch of calls takes about so long: much past what timestamps resolve, little for whoever waits behind it. */
 const BATCH_MS = 4;
 const MOST_CALLS = 64;
+/** Batches before those that count: the first says how long a call takes, the second runs warm. */
+const WARM_UP = 2;
 const SAMPLES = 3;
 const TILE_BYTES = 1 << 20;
 const ONE_BINDING = { segments: 1, blocksPerSegment: ONE_SEGMENT } as const;
@@ -97,18 +99,21 @@ export class TuneBench {
       if (typeof long === 'string') return long;
       if (typeof short === 'string') return short;
       const partials = await this.#take(Math.max(long.partialBytes, short.partialBytes));
-      const sampler = async ({ calls }: Prepared): Promise<() => Promise<number>> => {
-        // Twice: the first call of a kernel takes longer than any after it.
+      const sampler = ({ calls }: Prepared): (() => Promise<number>) => {
         let count = 1;
-        for (let i = 0; i < 2; i++) count = callsFor((await this.#batch(ready, config, calls, partials, count)) / count);
-        return async () => (await this.#batch(ready, config, calls, partials, count)) / count;
+        return async () => {
+          const ms = (await this.#batch(ready, config, calls, partials, count)) / count;
+          count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
+          return ms;
+        };
       };
-      const [sampleLong, sampleShort] = [await sampler(long), await sampler(short)];
+      const [sampleLong, sampleShort] = [sampler(long), sampler(short)];
       const samples: Times[] = [];
-      while (samples.length < SAMPLES) {
+      for (let i = 0; i < WARM_UP + SAMPLES; i++) {
         const times = { longMs: await sampleLong(), shortMs: await sampleShort() };
-        if (score(times) > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
-        samples.push(times);
+        // The first call of a kernel takes longer than any after it.
+        if (i > 0 && score(times) > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
+        if (i >= WARM_UP) samples.push(times);
       }
       const middle = (pick: (times: Times) => number): number => samples.map(pick).sort((x, y) => x - y)[SAMPLES >> 1]!;
       return { longMs: middle((t) => t.longMs), shortMs: middle((t) => t.shortMs) };
@@ -190,10 +195,6 @@ export class TuneBench {
 interface Prepared {
   readonly calls: readonly Call[];
   readonly partialBytes: number;
-}
-
-function callsFor(ms: number): number {
-  return Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
 }
 
 /** Small numbers of both signs, the same every time. */
