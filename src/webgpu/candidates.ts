@@ -41,6 +41,7 @@ const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
     { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
     { rows: 32, tokens: 32, threads: 128, rowTile: 8, quadTile: 2, prefetch: true },
     { rows: 32, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
     { rows: 32, tokens: 32, threads: 256, rowTile: 8, prefetch: true },
     { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
     { rows: 16, tokens: 16, threads: 64, rowTile: 8 },
@@ -105,9 +106,9 @@ const SOFTWARE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
 /** Candidates of a tier for a device. */
 export function candidates(tier: 'base' | 'subgroup', { kind, vendor }: DeviceTraits): readonly Candidate[] {
   if (kind === 'software') return SOFTWARE[tier];
-  // Elsewhere fewer registers a thread are known to be there: at most 32 rows, or whatever the tuner finds.
-  const large = vendor === 'nvidia' ? LARGE[tier] : LARGE[tier].filter(({ rows }) => rows <= 32);
-  return [...large, ...SMALL];
+  const all = [...LARGE[tier], ...SMALL];
+  // Elsewhere a thread has fewer registers: tiles with 64 sums of O in them.
+  return vendor === 'nvidia' ? all : all.filter(({ rows, threads }) => rows <= 32 && rows * 8 <= threads);
 }
 
 /** How many workgroups the device is taken to run at once, and how few tokens are worth one. */
