@@ -41,6 +41,7 @@ const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
     { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
     { rows: 32, tokens: 32, threads: 128, rowTile: 8, quadTile: 2, prefetch: true },
     { rows: 32, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
     { rows: 32, tokens: 32, threads: 256, rowTile: 8, prefetch: true },
     { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
     { rows: 16, tokens: 16, threads: 64, rowTile: 8 },
@@ -82,19 +83,21 @@ const SMALL: readonly Candidate[] = [
 ];
 
 /**
- * A software adapter loads lane by lane at a hundred instructions a load, in code that must fit the instruction cache, and pays for
- * each thread at every barrier: few threads, large tiles of S, words of O by the handful.
+ * SwiftShader, as its JIT code shows: a load from buffer or workgroup memory is lane by lane, some 95 instructions with its bounds
+ * checks; each variable that a loop carries costs a masked store a turn; every value has a place of its own on the stack, so that long
+ * unrolled code leaves the caches; each group of 4 threads pays at every barrier, active or not. Hence few threads, few of which make
+ * scores, and tiles of S just large enough to share loads.
  */
 const SOFTWARE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
   subgroup: [
-    { rows: 16, tokens: 16, threads: 64, rowTile: 16, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
-    { rows: 16, tokens: 8, threads: 64, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
+    { rows: 16, tokens: 16, threads: 32, rowTile: 8, quadTile: 2, scoreThreads: 16, vec: 1, quadProbs: true },
+    { rows: 16, tokens: 8, threads: 32, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
     { rows: 4, tokens: 16, threads: 32, rowTile: 4, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
     { rows: 4, tokens: 8, threads: 32, rowTile: 4, scoreThreads: 8, vec: 1, quadProbs: true },
   ],
   base: [
-    { rows: 16, tokens: 16, threads: 64, rowTile: 16, quadTile: 2, scoreThreads: 8, vec: 1 },
-    { rows: 16, tokens: 8, threads: 64, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1 },
+    { rows: 16, tokens: 16, threads: 32, rowTile: 8, quadTile: 2, scoreThreads: 16, vec: 1 },
+    { rows: 16, tokens: 8, threads: 32, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1 },
     { rows: 4, tokens: 16, threads: 32, rowTile: 4, quadTile: 2, scoreThreads: 8, vec: 1 },
     { rows: 4, tokens: 8, threads: 32, rowTile: 4, scoreThreads: 8, vec: 1 },
   ],
@@ -103,9 +106,9 @@ const SOFTWARE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
 /** Candidates of a tier for a device. */
 export function candidates(tier: 'base' | 'subgroup', { kind, vendor }: DeviceTraits): readonly Candidate[] {
   if (kind === 'software') return SOFTWARE[tier];
-  // Elsewhere fewer registers a thread are known to be there: at most 32 rows, or whatever the tuner finds.
-  const large = vendor === 'nvidia' ? LARGE[tier] : LARGE[tier].filter(({ rows }) => rows <= 32);
-  return [...large, ...SMALL];
+  const all = [...LARGE[tier], ...SMALL];
+  // Elsewhere a thread has fewer registers: tiles with 64 sums of O in them.
+  return vendor === 'nvidia' ? all : all.filter(({ rows, threads }) => rows <= 32 && rows * 8 <= threads);
 }
 
 /** How many workgroups the device is taken to run at once, and how few tokens are worth one. */
