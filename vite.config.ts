@@ -1,9 +1,11 @@
 /**
  * Builds: `vite build` the library, `vite build --mode demo` the site. Tests: vitest reads `test` here; with
- * `--mode cuda` it runs the suite that needs a Hopper GPU, and only that.
+ * `--mode cuda` or `--mode gpu` it runs the suite that needs a Hopper GPU or any GPU, and only that.
  */
+import { readFileSync } from 'node:fs';
 import { readFile, readdir } from 'node:fs/promises';
 import { builtinModules } from 'node:module';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Plugin } from 'vite';
 import { defineConfig } from 'vitest/config';
@@ -51,12 +53,17 @@ const demo = {
   optimizeDeps: { include: ['comlink'] },
 };
 
+const { version } = JSON.parse(readFileSync(join(import.meta.dirname, 'package.json'), 'utf8')) as { version: string };
+
 export default defineConfig(({ mode }) => ({
   ...(mode === 'demo' ? demo : library),
+  define: { PACKAGE_VERSION: JSON.stringify(version) },
   test: {
-    include: [mode === 'cuda' ? 'test/cuda/*.test.ts' : 'test/*.test.ts'],
+    include: [mode === 'cuda' || mode === 'gpu' ? `test/${mode}/*.test.ts` : 'test/*.test.ts'],
     // Suites share two cores and one software adapter each: side by side they only slow each other.
-    fileParallelism: mode === 'cuda',
+    fileParallelism: mode === 'cuda' || mode === 'gpu',
+    // What this machine's user has tuned is none of the tests' concern.
+    env: { FLASHMLA_CACHE_DIR: join(tmpdir(), `flashmla-test-cache-${process.pid}`) },
     testTimeout: 120_000,
     hookTimeout: 120_000,
   },

@@ -26,7 +26,8 @@ const PACKAGE = new URL('../dist/node.js', import.meta.url).href;
 async function choose(): Promise<Choice> {
   const { createMla } = (await import(PACKAGE)) as typeof import('../src/node.ts');
   if (look() !== 'cpu') {
-    const mla = await createMla();
+    // Tuning in the background would be in the figures.
+    const mla = await createMla({ tune: 'stored' });
     return { mla, reason: mla.info.reason };
   }
   try {

@@ -3,87 +3,100 @@
 // Computes out = sum_s w_s O_s and lse = log sum_s exp(lse_s) with w_s = exp2(lse_s - lse), over the splits s of a
 // sequence; O_s are normalised, lse_s are base 2.
 //
-// How work is cut: workgroup (x, y) = (row, split sequence); a row is one of s_q * h_q. Splits are spread over the
-// threads for the two reductions, words (2 columns each) over the threads for the sum.
+// How work is cut: workgroup (x, y, z) = (row, split sequence, chunk of columns); a row is one of s_q * h_q. A thread is a
+// lane, which owns 4 columns of the chunk, of a group: group g of n takes splits g, g + n, ..., four at a time. The
+// launcher makes chunks narrower, hence groups more, as splits grow: a thread takes a handful of them however many there
+// are.
 //
-// What lives where: the splits' weights in workgroup memory, WEIGHTS of them at a time; O in registers.
+// What lives where: O, running maximum and sum in registers, as in decode.wgsl, so that nothing has to be known of all
+// splits before the first is read; the groups' results meet once in workgroup memory.
 //
 // The launcher (src/webgpu/combine.ts) puts the constants and the plan's layout in front.
 
-var<workgroup> reduce: array<f32, THREADS>;
-var<workgroup> weights: array<f32, THREADS>;
+var<workgroup> group_out: array<vec4<f32>, THREADS>;
+var<workgroup> group_lse: array<vec2<f32>, MOST_GROUPS>; // maximum, sum
 
 const LOWEST = -3.4028234e38;
 
-// The partial that split `index` of sequence `seq` left: a part has one for its first sequence and one for its last.
-fn partial_row(seq: u32, first_part: u32, index: u32, rows: u32, row: u32) -> u32 {
-  let part = first_part + index;
-  let last = select(1u, 0u, plan[PLAN_PARTS + part * 8u] == seq);
-  return (2u * part + last) * rows + row;
+// A weighted sum under way: sum_i exp2(l_i - highest) s_i, for the sum of weights and for O.
+struct Merge {
+  highest: f32,
+  sum: f32,
+  out: vec4<f32>,
 }
 
-fn partial_lse(at: u32) -> f32 {
-  return partials[plan[PLAN_LSE_AT] + at].x;
+// Takes in four of them, whose maxima are `tops`. One that is empty, as a split without visible keys, has LOWEST.
+fn take_in(merge: ptr<function, Merge>, tops: vec4<f32>, sums: vec4<f32>, out_0: vec4<f32>, out_1: vec4<f32>, out_2: vec4<f32>, out_3: vec4<f32>) {
+  let highest = max((*merge).highest, max(max(tops.x, tops.y), max(tops.z, tops.w)));
+  let factor = exp2((*merge).highest - highest);
+  let weights = select(exp2_or_nan(tops - highest), vec4<f32>(), tops == vec4<f32>(LOWEST));
+  (*merge).highest = highest;
+  (*merge).sum = (*merge).sum * factor + dot(weights, sums);
+  (*merge).out = (*merge).out * factor + weights.x * out_0 + weights.y * out_1 + weights.z * out_2 + weights.w * out_3;
 }
 
 @compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn main(
+  @builtin(workgroup_id) workgroup: vec3<u32>, @builtin(num_workgroups) workgroups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let lanes = V_QUADS / workgroups.z;
+  let groups = THREADS / lanes;
+  let group = thread / lanes;
+  let quad = workgroup.z * lanes + thread % lanes;
+
   let row = workgroup.x;
   let seq = plan[plan[PLAN_SPLIT_AT] + workgroup.y];
   let seq_at = plan[PLAN_SEQS_AT] + seq * 4u;
   let first_part = plan[seq_at + 1u];
   let splits = plan[seq_at + 2u];
+  let first_partial = plan[seq_at + 3u];
   let s_q = plan[PLAN_S_Q];
-  let group = plan[PLAN_GROUP];
-  let rows_per_head = s_q * group;
+  let heads = plan[PLAN_GROUP];
+  let lse_at = plan[PLAN_LSE_AT];
+  let rows_per_head = s_q * heads;
   let rows = rows_per_head * plan[PLAN_H_KV];
 
-  var highest = LOWEST;
-  for (var s = thread; s < splits; s += THREADS) { highest = max(highest, partial_lse(partial_row(seq, first_part, s, rows, row))); }
-  reduce[thread] = highest;
-  workgroupBarrier();
-  for (var width = THREADS / 2u; width > 0u; width /= 2u) {
-    if (thread < width) { reduce[thread] = max(reduce[thread], reduce[thread + width]); }
-    workgroupBarrier();
-  }
-  highest = reduce[0];
-  workgroupBarrier();
-
-  // A split without visible keys has LOWEST; when all have, the row is empty.
-  var sum = 0.0;
-  var acc: array<vec2<f32>, WORDS_PER_THREAD>;
-  for (var i = 0u; i < WORDS_PER_THREAD; i++) { acc[i] = vec2<f32>(); }
-  for (var s0 = 0u; s0 < splits; s0 += THREADS) {
-    if (s0 + thread < splits) {
-      let l = partial_lse(partial_row(seq, first_part, s0 + thread, rows, row));
-      weights[thread] = select(exp2(l - highest), 0.0, l == LOWEST);
-      if (is_nan(l)) { weights[thread] = l; }
-    }
-    workgroupBarrier();
-    let count = min(THREADS, splits - s0);
-    for (var s = 0u; s < count; s++) {
-      let w = weights[s];
-      sum += w;
-      let at = partial_row(seq, first_part, s0 + s, rows, row) * V_WORDS;
-      for (var i = 0u; i < WORDS_PER_THREAD; i++) {
-        let word = thread + i * THREADS;
-        if (word < V_WORDS) { acc[i] += w * partials[at + word]; }
-      }
-    }
-    workgroupBarrier();
+  var merge = Merge(LOWEST, 0.0, vec4<f32>());
+  // Threads past the last whole group take nothing.
+  for (var s = select(splits, group, group < groups); s < splits; s += 4u * groups) {
+    // Past the end the last split is read again and left out: an infinity times a weight of 0 is not 0.
+    #unroll i < 4
+    let inside_$i = s + $iu * groups < splits;
+    let split_$i = min(s + $iu * groups, splits - 1u);
+    let at_$i = select(2u * (first_part + split_$i), first_partial, split_$i == 0u) * rows + row;
+    let out_$i = select(vec4<f32>(), partials[at_$i * V_QUADS + quad], inside_$i);
+    // LSEs are 8 bytes apart.
+    let pair_$i = partials[(lse_at + at_$i) / 2u];
+    let lse_$i = select(LOWEST, select(pair_$i.x, pair_$i.z, (lse_at + at_$i) % 2u == 1u), inside_$i);
+    #end
+    take_in(&merge, vec4<f32>(lse_0, lse_1, lse_2, lse_3), vec4<f32>(1.0), out_0, out_1, out_2, out_3);
   }
 
-  let empty = sum == 0.0;
-  let inverse = select(1.0 / sum, 0.0, empty);
-  let head = (row / rows_per_head) * group + row % group;
-  let token = (row % rows_per_head) / group;
-  for (var i = 0u; i < WORDS_PER_THREAD; i++) {
-    let word = thread + i * THREADS;
-    if (word < V_WORDS) {
-      out[(seq * rows + token * (rows / s_q) + head) * V_WORDS + word] = pack(acc[i].x * inverse, acc[i].y * inverse);
+  let used = min(groups, splits);
+  if (MOST_GROUPS > 1u && used > 1u) {
+    group_out[thread] = merge.out;
+    if (thread % lanes == 0u && group < groups) { group_lse[group] = vec2<f32>(merge.highest, merge.sum); }
+    workgroupBarrier();
+    merge = Merge(LOWEST, 0.0, vec4<f32>());
+    for (var g = 0u; g < used; g += 4u) {
+      #unroll i < 4
+      let group_$i = min(g + $iu, used - 1u);
+      let taken_$i = g + $iu < used;
+      let lse_$i = select(vec2<f32>(LOWEST, 0.0), group_lse[group_$i], taken_$i);
+      let out_$i = select(vec4<f32>(), group_out[group_$i * lanes + thread % lanes], taken_$i);
+      #end
+      take_in(&merge, vec4<f32>(lse_0.x, lse_1.x, lse_2.x, lse_3.x), vec4<f32>(lse_0.y, lse_1.y, lse_2.y, lse_3.y), out_0, out_1, out_2, out_3);
     }
   }
-  if (thread == 0u) {
-    lse[seq * rows + head * s_q + token] = lse_bits(highest, sum);
+  if (group > 0u) { return; }
+
+  let inverse = select(1.0 / merge.sum, 0.0, merge.sum == 0.0);
+  let head = (row / rows_per_head) * heads + row % heads;
+  let token = (row % rows_per_head) / heads;
+  let merged = merge.out * inverse;
+  out[(seq * rows + token * (rows / s_q) + head) * V_QUADS + quad] = vec2<u32>(pack(merged.x, merged.y), pack(merged.z, merged.w));
+  if (workgroup.z == 0u && thread == 0u) {
+    lse[seq * rows + head * s_q + token] = lse_bits(merge.highest, merge.sum);
   }
 }

@@ -1,4 +1,4 @@
-// Split-KV decode attention over a paged latent cache, base tier: core WebGPU only.
+// Split-KV decode attention over a paged latent cache, base and subgroup tiers: products in f32 on a GPU's ordinary units.
 //
 // Computes, for one row tile, one KV head and one part of the schedule, softmax(scale Q K^T) V over that part's KV
 // blocks; K and V are the same cached rows (V is their first D_V numbers).
@@ -6,24 +6,28 @@
 // How work is cut: workgroup (x, y, z) = (part, row tile, KV head). A row is a (query token, head) pair that shares
 // the KV head; a tile has ROWS of them. The part's sequences are taken one after another, TOKENS keys a step:
 //   stage   TOKENS cached rows, as packed 16-bit pairs, into workgroup memory: the only time they are read
-//   scores  a thread makes ROW_TILE x 4 dot products over every SLICES-th word of d (2 numbers)
-//   sums    a thread owns quads, a row and 4 tokens each: adds the slices, scales, masks
-//   softmax the same thread: running maximum, probabilities, its share of the running sum
+//   scores  a thread makes ROW_TILE x 4 QUAD_TILE dot products over every SLICES-th unit of d (VEC words of 2 numbers)
+//   sums    the slices' sums come together: through workgroup memory, or in the subgroup tier by shuffles, for the slices of a
+//           dot product are neighbouring threads. Then a thread owns quads, a row and 4 tokens each
+//   softmax the owner: running maximum, probabilities, its share of the running sum
 //   output  a thread owns OUT_ROWS rows x OUT_WORDS words of O (2 columns each), in registers
-// Neighbouring threads read neighbouring words throughout: no bank conflicts on a GPU, and vector loads on a software
-// adapter, which loads lane by lane anything else.
+// A turn of the loop makes the output of one step and the scores of the next, whose rows are on their way meanwhile.
+// Neighbouring threads read neighbouring units throughout: no bank conflicts.
 // A sequence that fits in this part is written to `out`; one that is split leaves a normalised partial O and its
 // base-2 LSE in `partials`, which combine.wgsl merges.
 //
-// What lives where: O, running maximum and sum in registers; the KV step, slice sums, scores and probabilities in
-// workgroup memory; Q in storage, read through the cache at every step.
+// What lives where: O, running maximum and sum in registers; the KV step, scores' sums and probabilities in workgroup
+// memory; Q in storage, read through the cache at every step.
 //
-// The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout and the KV bindings in front.
+// The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout, the KV bindings and the functions of a unit
+// (`Unit`, `word_of`, `tile_word`, `finite_unit`) in front.
 
-var<workgroup> kv_tile: array<u32, TOKENS * WORDS>;
+var<workgroup> kv_tile: array<Unit, TOKENS * STRIDE>;
+#if !SHUFFLE_SUMS
 var<workgroup> slice_sums: array<vec4<f32>, ROWS * QUADS * SLICES>;
-var<workgroup> scores: array<vec4<f32>, ROWS * QUADS>;
+#end
 var<workgroup> probs: array<vec4<f32>, ROWS * QUADS>;
+var<workgroup> per_quad: array<f32, ROWS * QUADS>;
 var<workgroup> rescale: array<f32, ROWS>;
 var<workgroup> row_max: array<f32, ROWS>;
 
@@ -33,6 +37,8 @@ const LOWEST = -3.4028234e38;
 fn query_row(row: u32, head_kv: u32, group: u32, h_kv: u32) -> u32 {
   return (row / group) * group * h_kv + head_kv * group + row % group;
 }
+
+fn most_of(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -51,22 +57,33 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   let first_seq = plan[part_at];
   let last_seq = plan[part_at + 2u];
 
+  // stage: this thread's first token and unit
+  let stage_token = thread / STAGE_LANES;
+  let stage_unit = thread % STAGE_LANES;
   // scores: this thread's tile of S and its slice of d
   let slice = thread % SLICES;
   let s_tile = thread / SLICES;
-  let s_row = (s_tile / QUADS) * ROW_TILE;
-  let s_quad = s_tile % QUADS;
+  let s_row = min((s_tile / QUAD_TILES) * ROW_TILE, ROWS - ROW_TILE);
+  let s_quad = (s_tile % QUAD_TILES) * QUAD_TILE;
+  // Threads past SCORE_THREADS make none.
+  let first_unit = select(UNITS, slice, thread < SCORE_THREADS);
   // sums and softmax: this thread's quads, each a row and 4 tokens
   #unroll i < THREAD_QUADS
+  #if SHUFFLE_SUMS
+  let row_$i = s_row + slice % ROW_TILE + $iu / QUAD_TILE * SLICES;
+  let quad_$i = row_$i * QUADS + s_quad + $iu % QUAD_TILE;
+  let active_$i = thread < SCORE_THREADS && slice < ROW_TILE;
+  #else
   let quad_$i = thread + $iu * THREADS;
   let active_$i = quad_$i < ROWS * QUADS;
   let row_$i = min(quad_$i / QUADS, ROWS - 1u);
+  #end
   let token_$i = (quad_$i % QUADS) * 4u;
   #end
-  // output: this thread's rows and first word of O; the others are OUT_LANES apart
-  let o_word = thread % OUT_LANES;
-  let o_row = (thread / OUT_LANES) * OUT_ROWS;
-  let o_active = o_row < ROWS;
+  // output: this thread's rows and words of O, OUT_LANES apart
+  let o_lane = thread % OUT_LANES;
+  let o_active = thread < OUT_LANES * OUT_GROUPS;
+  let o_row = select(0u, (thread / OUT_LANES) * OUT_ROWS, o_active);
 
   for (var seq = first_seq; seq <= last_seq; seq++) {
     let seq_at = plan[PLAN_SEQS_AT] + seq * 4u;
@@ -75,7 +92,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var end = length;
     if (seq == first_seq) { begin = plan[part_at + 1u] * block_size; }
     if (seq == last_seq) { end = min(length, plan[part_at + 3u] * block_size); }
-    let table_at = plan[PLAN_TABLE_AT] + seq * plan[PLAN_TABLE_STRIDE];
+    var table_at = plan[PLAN_TABLE_AT] + seq * plan[PLAN_TABLE_STRIDE] + begin / block_size;
 
     #unroll r < OUT_ROWS
     #unroll w < OUT_WORDS
@@ -96,87 +113,41 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
     // Rows past the end are computed on the last row and never written.
     #unroll r < ROW_TILE
-    let q_$r = (seq * s_q * group * h_kv + query_row(min(row_base + s_row + $ru, rows - 1u), head_kv, group, h_kv)) * WORDS;
+    let q_$r = (seq * s_q * group * h_kv + query_row(min(row_base + s_row + $ru, rows - 1u), head_kv, group, h_kv)) * UNITS;
     #end
 
-    for (var token0 = begin; token0 < end; token0 += TOKENS) {
-      // stage: slots past the sequence's end may hold anything and become zero
-      let block = plan[table_at + token0 / block_size];
-      let segment = block / BLOCKS_PER_SEGMENT;
-      let kv_base = (((block % BLOCKS_PER_SEGMENT) * block_size + token0 % block_size) * h_kv + head_kv) * WORDS;
-      for (var i = thread; i < TOKENS * WORDS; i += THREADS) {
-        let token = i / WORDS;
-        var packed = 0u;
-        if (token0 + token < end) { packed = load_kv(segment, kv_base + token * ((h_kv - 1u) * WORDS) + i); }
-        kv_tile[i] = packed;
+    // One turn more than there are steps: a turn ends with a step's scores and the next begins with its output.
+    let stop = select(begin, end + TOKENS, begin < end);
+    var segment = 0u;
+    var block_at = 0u;
+    for (var token0 = begin; token0 < stop; token0 += TOKENS) {
+      // stage, first half: loads. Slots past the sequence's end may hold anything and become zero
+      let in_block = token0 & (block_size - 1u);
+      if (token0 < end && in_block == 0u) {
+        let block = plan[table_at];
+        table_at++;
+        segment = block / BLOCKS_PER_SEGMENT;
+        block_at = ((block % BLOCKS_PER_SEGMENT) * block_size * h_kv + head_kv) * UNITS;
       }
-      workgroupBarrier();
-
-      // scores
-      #unroll r < ROW_TILE
-      var sum_$r = vec4<f32>();
+      let kv_base = block_at + in_block * h_kv * UNITS;
+      let last_token = max(end, token0 + 1u) - 1u - token0;
+      #if PREFETCH
+      #unroll i < STAGE_LOADS
+      var staged_$i = Unit();
       #end
-      for (var word0 = slice; word0 < WORDS; word0 += SLICES * WORD_UNROLL) {
-        #unroll u < WORD_UNROLL
+      if (token0 < end) {
+        #unroll i < STAGE_LOADS
         {
-          let word = word0 + $uu * SLICES;
-          #unroll t < 4
-          let k_$t = kv_tile[(s_quad * 4u + $tu) * WORDS + word];
-          #end
-          let k_low = vec4<f32>(unpack_low(k_0), unpack_low(k_1), unpack_low(k_2), unpack_low(k_3));
-          let k_high = vec4<f32>(unpack_high(k_0), unpack_high(k_1), unpack_high(k_2), unpack_high(k_3));
-          #unroll r < ROW_TILE
-          let q_word_$r = q[q_$r + word];
-          sum_$r += unpack_low(q_word_$r) * k_low + unpack_high(q_word_$r) * k_high;
-          #end
+          let token = stage_token + $iu / STAGE_TURNS * STAGE_TOKENS;
+          let unit = stage_unit + $iu % STAGE_TURNS * STAGE_LANES;
+          if (unit < UNITS && token <= last_token) { staged_$i = load_kv(segment, kv_base + token * h_kv * UNITS + unit); }
         }
         #end
       }
-      #unroll r < ROW_TILE
-      slice_sums[((s_row + $ru) * QUADS + s_quad) * SLICES + slice] = sum_$r;
       #end
-      workgroupBarrier();
 
-      // sums
-      #unroll i < THREAD_QUADS
-      let visible_$i = vec4<u32>(token0 + token_$i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit_$i);
-      var score_$i = vec4<f32>(LOWEST);
-      if (active_$i) {
-        var sum = vec4<f32>();
-        for (var s = 0u; s < SLICES; s++) { sum += slice_sums[quad_$i * SLICES + s]; }
-        score_$i = select(score_$i, sum * scale_log2, visible_$i);
-        scores[quad_$i] = score_$i;
-      }
-      #end
-      workgroupBarrier();
-
-      // Keys that only some rows see: what is not a number in their V must not reach the others, since 0 * NaN is NaN.
-      // It reaches the rows that see them through the scores.
-      if (causal && token0 + TOKENS > length - min(length, s_q - 1u)) {
-        for (var i = thread; i < TOKENS * V_WORDS; i += THREADS) {
-          let at = (i / V_WORDS) * WORDS + i % V_WORDS;
-          kv_tile[at] = finite_or_zero(kv_tile[at]);
-        }
-      }
-
-      // softmax
-      #unroll i < THREAD_QUADS
-      if (active_$i) {
-        var most = vec4<f32>(highest_$i);
-        for (var k = 0u; k < QUADS; k++) { most = max(most, scores[row_$i * QUADS + k]); }
-        let row_most = max(max(most.x, most.y), max(most.z, most.w));
-        let factor = exp2(highest_$i - row_most);
-        let p = select(vec4<f32>(), exp2_or_nan(score_$i - row_most), visible_$i);
-        highest_$i = row_most;
-        total_$i = total_$i * factor + p.x + p.y + p.z + p.w;
-        probs[quad_$i] = p;
-        if (token_$i == 0u) { rescale[row_$i] = factor; }
-      }
-      #end
-      workgroupBarrier();
-
-      // output
-      if (o_active) {
+      // output of the step before
+      if (token0 > begin) {
         #unroll r < OUT_ROWS
         let factor_$r = rescale[o_row + $ru];
         #unroll w < OUT_WORDS
@@ -184,32 +155,157 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         high_$r_$w *= factor_$r;
         #end
         #end
-        for (var t = 0u; t < TOKENS; t += 4u) {
-          #unroll r < OUT_ROWS
-          let p_$r = probs[(o_row + $ru) * QUADS + t / 4u];
-          #end
+        for (var quad = 0u; quad < QUADS; quad++) {
           #unroll w < OUT_WORDS
+          #unroll k < 4
+          let v_$w_$k = tile_word(quad * 4u + $ku, min(o_lane + $wu * OUT_LANES, V_WORDS - 1u));
+          #end
+          let v_low_$w = vec4<f32>(unpack_low(v_$w_0), unpack_low(v_$w_1), unpack_low(v_$w_2), unpack_low(v_$w_3));
+          let v_high_$w = vec4<f32>(unpack_high(v_$w_0), unpack_high(v_$w_1), unpack_high(v_$w_2), unpack_high(v_$w_3));
+          #end
+          #unroll r < OUT_ROWS
           {
-            #unroll k < 4
-            let v_$k = kv_tile[(t + $ku) * WORDS + o_word + $wu * OUT_LANES];
+            #if QUAD_PROBS
+            // One load for four lanes that want the same four numbers.
+            let own = probs[(o_row + $ru) * QUADS + quad][o_lane & 3u];
+            let p = vec4<f32>(quadBroadcast(own, 0u), quadBroadcast(own, 1u), quadBroadcast(own, 2u), quadBroadcast(own, 3u));
+            #else
+            let p = probs[(o_row + $ru) * QUADS + quad];
             #end
-            let v_low = vec4<f32>(unpack_low(v_0), unpack_low(v_1), unpack_low(v_2), unpack_low(v_3));
-            let v_high = vec4<f32>(unpack_high(v_0), unpack_high(v_1), unpack_high(v_2), unpack_high(v_3));
-            #unroll r < OUT_ROWS
-            low_$r_$w += dot(p_$r, v_low);
-            high_$r_$w += dot(p_$r, v_high);
+            // Each line four multiply-adds.
+            #unroll w < OUT_WORDS
+            low_$r_$w = low_$r_$w + p.x * v_low_$w.x + p.y * v_low_$w.y + p.z * v_low_$w.z + p.w * v_low_$w.w;
+            high_$r_$w = high_$r_$w + p.x * v_high_$w.x + p.y * v_high_$w.y + p.z * v_high_$w.z + p.w * v_high_$w.w;
             #end
           }
           #end
         }
+        workgroupBarrier();
       }
-      workgroupBarrier();
+
+      if (token0 < end) {
+        // stage, second half: stores
+        #if PREFETCH
+        #unroll i < STAGE_LOADS
+        {
+          let token = stage_token + $iu / STAGE_TURNS * STAGE_TOKENS;
+          let unit = stage_unit + $iu % STAGE_TURNS * STAGE_LANES;
+          if (unit < UNITS && token < TOKENS) { kv_tile[token * STRIDE + unit] = staged_$i; }
+        }
+        #end
+        #else
+        for (var token = stage_token; token < TOKENS; token += STAGE_TOKENS) {
+          for (var unit = stage_unit; unit < UNITS; unit += STAGE_LANES) {
+            var loaded = load_kv(segment, kv_base + min(token, last_token) * h_kv * UNITS + unit);
+            if (token > last_token) { loaded = Unit(); }
+            kv_tile[token * STRIDE + unit] = loaded;
+          }
+        }
+        #end
+        workgroupBarrier();
+
+        // scores
+        #unroll r < ROW_TILE
+        #unroll g < QUAD_TILE
+        var sum_$r_$g = vec4<f32>();
+        #end
+        #end
+        for (var unit = first_unit; unit < UNITS; unit += SLICES) {
+          #unroll g < QUAD_TILE
+          #unroll t < 4
+          let k_$g_$t = kv_tile[((s_quad + $gu) * 4u + $tu) * STRIDE + unit];
+          #end
+          #end
+          #unroll r < ROW_TILE
+          let q_unit_$r = q[q_$r + unit];
+          #end
+          #unroll c < VEC
+          {
+            #unroll g < QUAD_TILE
+            #unroll t < 4
+            let k_$g_$t_word = word_of(k_$g_$t, $cu);
+            #end
+            let low_$g = vec4<f32>(unpack_low(k_$g_0_word), unpack_low(k_$g_1_word), unpack_low(k_$g_2_word), unpack_low(k_$g_3_word));
+            let high_$g = vec4<f32>(unpack_high(k_$g_0_word), unpack_high(k_$g_1_word), unpack_high(k_$g_2_word), unpack_high(k_$g_3_word));
+            #end
+            #unroll r < ROW_TILE
+            {
+              let q_word = word_of(q_unit_$r, $cu);
+              let q_low = unpack_low(q_word);
+              let q_high = unpack_high(q_word);
+              #unroll g < QUAD_TILE
+              sum_$r_$g = sum_$r_$g + q_low * low_$g + q_high * high_$g;
+              #end
+            }
+            #end
+          }
+          #end
+        }
+
+        // sums
+        #if SHUFFLE_SUMS
+        SHUFFLES
+        #else
+        if (thread < SCORE_THREADS) {
+          #unroll r < ROW_TILE
+          #unroll g < QUAD_TILE
+          slice_sums[((s_row + $ru) * QUADS + s_quad + $gu) * SLICES + slice] = sum_$r_$g;
+          #end
+          #end
+        }
+        workgroupBarrier();
+        #unroll i < THREAD_QUADS
+        var dots_$i = vec4<f32>();
+        for (var s = 0u; s < SLICES; s++) { dots_$i += slice_sums[min(quad_$i, ROWS * QUADS - 1u) * SLICES + s]; }
+        #end
+        #end
+
+        // softmax
+        #unroll i < THREAD_QUADS
+        let visible_$i = vec4<u32>(token0 + token_$i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit_$i);
+        let score_$i = select(vec4<f32>(LOWEST), dots_$i * scale_log2, visible_$i);
+        var most_$i = most_of(score_$i);
+        #end
+        #if SHUFFLE_MAX
+        #unroll i < THREAD_QUADS
+        for (var mask = SLICES; mask < SLICES * QUADS; mask *= 2u) { most_$i = max(most_$i, subgroupShuffleXor(most_$i, mask)); }
+        most_$i = max(most_$i, highest_$i);
+        #end
+        #else
+        #unroll i < THREAD_QUADS
+        if (active_$i) { per_quad[quad_$i] = most_$i; }
+        #end
+        workgroupBarrier();
+        #unroll i < THREAD_QUADS
+        most_$i = highest_$i;
+        for (var k = 0u; k < QUADS; k++) { most_$i = max(most_$i, per_quad[row_$i * QUADS + k]); }
+        #end
+        #end
+        #unroll i < THREAD_QUADS
+        if (active_$i) {
+          let factor = exp2(highest_$i - most_$i);
+          let p = select(vec4<f32>(), exp2_or_nan(score_$i - most_$i), visible_$i);
+          highest_$i = most_$i;
+          total_$i = total_$i * factor + p.x + p.y + p.z + p.w;
+          probs[quad_$i] = p;
+          if (token_$i == 0u) { rescale[row_$i] = factor; }
+        }
+        #end
+
+        // Keys that only some rows see: what is not a number in their V must not reach the others, since 0 * NaN is NaN.
+        // It reaches the rows that see them through the scores.
+        if (causal && token0 + TOKENS > length - min(length, s_q - 1u)) {
+          workgroupBarrier();
+          for (var i = thread; i < TOKENS * STRIDE; i += THREADS) { kv_tile[i] = finite_unit(kv_tile[i]); }
+        }
+        workgroupBarrier();
+      }
     }
 
     // The end of a sequence: l and m to workgroup memory, O to where it belongs.
     #unroll i < THREAD_QUADS
     if (active_$i) {
-      scores[quad_$i] = vec4<f32>(total_$i, 0.0, 0.0, 0.0);
+      per_quad[quad_$i] = total_$i;
       if (token_$i == 0u) { row_max[row_$i] = highest_$i; }
     }
     #end
@@ -222,28 +318,28 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       let row = row_base + o_row + $ru;
       if (o_active && row < rows) {
         var sum = 0.0;
-        for (var i = 0u; i < QUADS; i++) { sum += scores[(o_row + $ru) * QUADS + i].x; }
+        for (var i = 0u; i < QUADS; i++) { sum += per_quad[(o_row + $ru) * QUADS + i]; }
         let empty = sum == 0.0;
         let inverse = select(1.0 / sum, 0.0, empty);
         if (is_split) {
           let at = partial * (rows * h_kv) + head_kv * rows + row;
           #unroll w < OUT_WORDS
-          if (o_word + $wu * OUT_LANES < V_WORDS) {
-            partials[at * V_WORDS + o_word + $wu * OUT_LANES] = vec2<f32>(low_$r_$w, high_$r_$w) * inverse;
+          if (o_lane + $wu * OUT_LANES < V_WORDS) {
+            partials[at * V_WORDS + o_lane + $wu * OUT_LANES] = vec2<f32>(low_$r_$w, high_$r_$w) * inverse;
           }
           #end
           // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
           var lse_log2 = select(row_max[o_row + $ru] + log2(sum), LOWEST, empty);
           if (is_nan(sum)) { lse_log2 = sum; }
-          if (o_word == 0u) { partials[plan[PLAN_LSE_AT] + at] = vec2<f32>(lse_log2, 0.0); }
+          if (o_lane == 0u) { partials[plan[PLAN_LSE_AT] + at] = vec2<f32>(lse_log2, 0.0); }
         } else {
-          let at = (seq * rows * h_kv + query_row(row, head_kv, group, h_kv)) * V_WORDS + o_word;
+          let at = (seq * rows * h_kv + query_row(row, head_kv, group, h_kv)) * V_WORDS + o_lane;
           #unroll w < OUT_WORDS
-          if (o_word + $wu * OUT_LANES < V_WORDS) {
+          if (o_lane + $wu * OUT_LANES < V_WORDS) {
             out[at + $wu * OUT_LANES] = pack(low_$r_$w * inverse, high_$r_$w * inverse);
           }
           #end
-          if (o_word == 0u) {
+          if (o_lane == 0u) {
             lse[(seq * h_kv + head_kv) * rows + (row % group) * s_q + row / group] = lse_bits(row_max[o_row + $ru], sum);
           }
         }

@@ -5,7 +5,7 @@
  * the caller's thread keeps the rest. Tensors are named by ids that the host side chooses. Calls take effect in
  * call order; arguments have been validated. A call that returns a promise rejects with an MlaError.
  */
-import type { DType, KvDType, MemoryStats, MlaInfo, MlaMetadata } from './mla.ts';
+import type { DType, KvDType, MemoryStats, MlaInfo, MlaMetadata, TuneReport } from './mla.ts';
 
 export type TensorId = number;
 
@@ -44,6 +44,16 @@ export interface DecodeOp extends DecodeShape {
   readonly causal: boolean;
 }
 
+/** A class of decode calls to tune for. */
+export interface TuneOp {
+  readonly rows: number;
+  readonly hKv: number;
+  readonly dQk: number;
+  readonly dV: number;
+  readonly dtype: KvDType;
+  readonly again: boolean;
+}
+
 export interface AppendOp {
   readonly kvCache: TensorId;
   /** [tokens, h_kv, d_v], or [tokens, h_kv, d_qk] when `rope` is absent. */
@@ -72,6 +82,7 @@ export type HostData = Float32Array | Uint16Array | Int32Array;
 type Sync<T> = T | Promise<T>;
 
 export interface Backend {
+  /** Another object when something in it has changed. */
   readonly info: MlaInfo;
   /** Makes a tensor; without `data` its contents are unspecified. Float32Array data of a 16-bit tensor is rounded. `transfer`: the buffer may be moved. */
   create(spec: TensorSpec, data?: HostData, transfer?: boolean): Sync<void>;
@@ -89,6 +100,8 @@ export interface Backend {
   timeBegin(): Sync<void>;
   /** Ends it: device (or wall) milliseconds. */
   timeEnd(): Promise<{ ms: number; source: 'device' | 'wall' }>;
+  /** Backends with a choice of configurations have it; undefined from one that has none. */
+  tune?(op: TuneOp): Promise<TuneReport | undefined>;
   flushCache(): Sync<void>;
   memory(): Sync<MemoryStats>;
   destroy(): Sync<void>;

@@ -7,14 +7,14 @@ import { MlaError, describe } from './errors.ts';
 import { PagedCache } from './kv-cache.ts';
 import type {
   DType, DecodeArgs, DecodeResult, GpuBufferTensor, HostTensor, KvCacheOptions, MemoryStats, MetadataArgs, Mla, MlaInfo,
-  MlaMetadata, MlaTensor, PagedKvCache, TensorInput,
+  MlaMetadata, MlaTensor, PagedKvCache, TensorInput, TuneArgs, TuneReport,
 } from './mla.ts';
 import { getMlaMetadata } from './schedule.ts';
+import { checkTune, shapeClass } from './shape-class.ts';
 import { DeviceTensor } from './tensor.ts';
 import { checkDecode, inspect } from './validate.ts';
 
 export class MlaHost implements Mla {
-  readonly info: MlaInfo;
   readonly #backend: Backend;
   #nextTensor = 1;
   #nextMetadata = 1;
@@ -24,7 +24,10 @@ export class MlaHost implements Mla {
 
   constructor(backend: Backend) {
     this.#backend = backend;
-    this.info = backend.info;
+  }
+
+  get info(): MlaInfo {
+    return this.#backend.info;
   }
 
   async tensor(input: HostTensor | GpuBufferTensor): Promise<MlaTensor> {
@@ -121,6 +124,13 @@ export class MlaHost implements Mla {
       throw error;
     }
     return this.#backend.timeEnd();
+  }
+
+  async tune(args: TuneArgs): Promise<TuneReport> {
+    this.#checkAlive();
+    const op = checkTune(args);
+    const nothing: TuneReport = { shapeClass: shapeClass(op), source: 'none', trials: [], note: `backend ${this.info.backend} has nothing to tune` };
+    return (await this.#backend.tune?.(op)) ?? nothing;
   }
 
   async flushCache(): Promise<void> {

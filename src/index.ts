@@ -9,11 +9,13 @@ import { createFrom, openBackend, type Candidate } from './create.ts';
 import { createCpuBackend } from './cpu/backend.ts';
 import type { BackendName, Mla, MlaMetadata, MetadataArgs, ScheduleInfo } from './mla.ts';
 import { getMlaMetadata as schedule } from './schedule.ts';
+import { indexedDbStore } from './tune-indexed-db.ts';
 import { createWebGpuBackend } from './webgpu/backend.ts';
 import type { DeviceOptions } from './webgpu/device.ts';
 
 export type * from './mla.ts';
 export type { DeviceOptions } from './webgpu/device.ts';
+export type { TuneMode } from './webgpu/tune-mode.ts';
 export { MlaError } from './errors.ts';
 export type { MlaErrorCode, MlaErrorData, MlaErrorDetails } from './errors.ts';
 export { decode16, encode16, fromBf16, fromF16, toBf16, toF16 } from './bf16.ts';
@@ -25,7 +27,7 @@ export interface CreateOptions extends DeviceOptions {
 
 function candidates(options: CreateOptions): Candidate[] {
   return [
-    { backend: 'webgpu', open: (reason) => createWebGpuBackend(options, reason) },
+    { backend: 'webgpu', open: (reason) => createWebGpuBackend(options, reason, { store: indexedDbStore() }) },
     { backend: 'cpu', open: async (reason) => createCpuBackend(reason) },
   ];
 }

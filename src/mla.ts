@@ -132,6 +132,69 @@ export interface ScheduleInfo {
   readonly mostSmallParts?: number;
   /** What each sequence costs a part that works on it, besides its tokens, in tokens; 0 when absent. */
   readonly sequenceTokens?: number;
+  /** What tuning found, in place of `slots` and `rowTiles`, for calls of these rows and heads. */
+  readonly tuned?: readonly TunedSchedule[];
+}
+
+export interface TunedSchedule {
+  /** Calls of as many query rows a KV head, or a few less (see `rowClass`). */
+  readonly rows: number;
+  readonly numHeadsK: number;
+  readonly slots: number;
+  readonly rowTile: number;
+}
+
+/** A class of decode calls that one kernel configuration serves best. */
+export interface TuneArgs {
+  /** Query rows that share a KV head: s_q * h_q / h_kv. */
+  readonly numQTokensPerHeadK: number;
+  /** h_kv; 1 when absent. */
+  readonly numHeadsK?: number;
+  /** d_qk; 576 when absent. */
+  readonly headDim?: number;
+  /** d_v; 512 when absent. */
+  readonly headDimV?: number;
+  /** bf16 when absent. */
+  readonly dtype?: KvDType;
+  /** Measure though the choice is known. */
+  readonly again?: boolean;
+}
+
+/** One configuration that was tried. */
+export interface TuneTrial {
+  /** Names the kernel configuration. */
+  readonly config: string;
+  /** Workgroups that the schedule was cut for. */
+  readonly slots?: number;
+  /** Milliseconds of a call on a long and on a short cache. */
+  readonly longMs?: number;
+  readonly shortMs?: number;
+  /** Why it was not measured, or not to the end. */
+  readonly refused?: string;
+}
+
+/** A kernel configuration and the slots to schedule for. */
+export interface TuneChoice {
+  readonly config: string;
+  readonly slots: number;
+  readonly longMs: number;
+  readonly shortMs: number;
+}
+
+export interface TuneReport {
+  /** The class in words, as it is remembered. */
+  readonly shapeClass: string;
+  /** 'none': nothing to tune, and `note` says why. */
+  readonly source: 'measured' | 'remembered' | 'none';
+  readonly trials: readonly TuneTrial[];
+  readonly chosen?: TuneChoice;
+  /** Operations and bytes of the long call, for TFLOP/s and GB/s. */
+  readonly flops?: number;
+  readonly bytes?: number;
+  /** Where times come from: timestamps of the device, else wall time. */
+  readonly timing?: 'device' | 'wall';
+  /** Where the choice is remembered, or why nowhere; or why there is none. */
+  readonly note: string;
 }
 
 /** What came out of looking at the machine. */
@@ -143,10 +206,15 @@ export interface MlaInfo {
   readonly device: string;
   /** webgpu: kernel tier in use. */
   readonly tier?: string;
+  /** webgpu: why each better tier was passed over. */
+  readonly tierNotes?: readonly string[];
   readonly features: readonly string[];
   readonly limits: Readonly<Record<string, number>>;
   readonly software: boolean;
+  /** Changes when tuning finds better. */
   readonly schedule: ScheduleInfo;
+  /** webgpu: what became of tuning in the background, where that is worth knowing. */
+  readonly tuning?: string;
 }
 
 export interface MemoryStats {
@@ -181,6 +249,12 @@ export interface Mla {
    * where the device has them, else wall time until the work is done (`'wall'`).
    */
   time(run: () => Promise<unknown>): Promise<{ ms: number; source: 'device' | 'wall' }>;
+  /**
+   * Measures the kernel configurations for a class of calls and uses the best from then on, or finds the choice
+   * remembered. The schedule may change with it: make metadata anew to profit; metadata made before stays right.
+   * @throws MlaError invalid-argument, out-of-memory, device-lost
+   */
+  tune(args: TuneArgs): Promise<TuneReport>;
   /** Pushes earlier data out of the device's caches, so that a benchmark reads from memory. */
   flushCache(): Promise<void>;
   memory(): Promise<MemoryStats>;

@@ -6,6 +6,7 @@ import { createCudaBackend, type CudaOptions } from './cuda/backend.ts';
 import { MlaError } from './errors.ts';
 import type { CreateOptions } from './index.ts';
 import type { BackendName, Mla } from './mla.ts';
+import { fileStore } from './tune-file.ts';
 import { createWebGpuBackend } from './webgpu/backend.ts';
 
 export * from './index.ts';
@@ -67,7 +68,7 @@ function candidates(options: NodeCreateOptions): Candidate[] {
   const cuda: Candidate = { backend: 'cuda', open: (reason) => createCudaBackend(options, reason) };
   const webgpu: Candidate = {
     backend: 'webgpu',
-    open: async (reason) => createWebGpuBackend(given ? options : { ...options, gpu: await nodeGpu(options.dawn) }, reason),
+    open: async (reason) => createWebGpuBackend(given ? options : { ...options, gpu: await nodeGpu(options.dawn) }, reason, { store: fileStore(), variant: given ? '' : (options.dawn ?? []).join(' ') }),
   };
   const cpu: Candidate = { backend: 'cpu', open: async (reason) => createCpuBackend(reason) };
   // Who brings a WebGPU device, adapter or gpu means it to be used.
@@ -90,6 +91,7 @@ export interface BackendReport {
   readonly reason: string;
   readonly device?: string;
   readonly tier?: string;
+  readonly tierNotes?: readonly string[];
   readonly features?: readonly string[];
   readonly limits?: Readonly<Record<string, number>>;
   readonly software?: boolean;
@@ -101,10 +103,12 @@ export async function listBackends(options: NodeCreateOptions = {}): Promise<Bac
   for (const { backend, open } of candidates(options)) {
     try {
       const opened = await open('');
-      const { device, tier, features, limits, software } = opened.info;
+      const { device, tier, tierNotes, features, limits, software } = opened.info;
       await opened.destroy();
-      const why = tier === undefined ? 'works' : `works; tier ${tier}: core WebGPU only, the only tier there is`;
-      reports.push({ backend, available: true, reason: why, device, ...(tier === undefined ? {} : { tier }), features, limits, software });
+      reports.push({
+        backend, available: true, reason: 'works', device, ...(tier === undefined ? {} : { tier }), ...(tierNotes === undefined ? {} : { tierNotes }),
+        features, limits, software,
+      });
     } catch (error) {
       reports.push({ backend, available: false, reason: (error as Error).message });
     }

@@ -34,6 +34,8 @@ export interface Plan {
   readonly parts: number;
   /** Sequences that more than one part works on. */
   readonly splitSequences: number;
+  /** Most splits of a sequence. */
+  readonly mostSplits: number;
 }
 
 /** Bytes of partial results: two a part, each s_q * h_q rows of d_v f32, then 8 B a row for the LSE. */
@@ -41,7 +43,10 @@ export function partialBytes(parts: number, { sQ, hQ, dV }: Pick<DecodeOp, 'sQ' 
   return 2 * parts * sQ * hQ * (dV + 2) * 4;
 }
 
-export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
+/** What of a call a plan is made of. */
+export type PlanOp = Pick<DecodeOp, 'metadata' | 'b' | 'sQ' | 'hQ' | 'hKv' | 'dV' | 'blockSize' | 'maxBlocksPerSeq' | 'softmaxScale' | 'causal'>;
+
+export function makePlan(op: PlanOp, blockTable: Int32Array): Plan {
   const { metadata, b, sQ, hQ, dV } = op;
   const { parts, tileSchedulerMetadata, numSplits, cacheSeqlens } = metadata;
   const splits = (i: number): number => numSplits[i + 1]! - numSplits[i]!;
@@ -81,5 +86,5 @@ export function makePlan(op: DecodeOp, blockTable: Int32Array): Plan {
   for (let i = 0; i < b; i++) words.set([cacheSeqlens[i]!, firstPart[i]!, splits(i), partial(firstPart[i]!, i)], seqsAt + i * 4);
   words.set(split, splitAt);
   words.set(blockTable, tableAt);
-  return { words, parts, splitSequences: split.length };
+  return { words, parts, splitSequences: split.length, mostSplits: split.reduce((most, i) => Math.max(most, splits(i)), 1) };
 }

@@ -96,3 +96,8 @@ export function sizeClass(bytes: number): number {
   const step = bytes <= 65536 ? 256 : 65536;
   return Math.max(step, Math.ceil(bytes / step) * step);
 }
+
+/** What to ask for where the same thing grows from step to step (a plan, as its block table does): it moves a few times in all. */
+export function roomToGrow(bytes: number): number {
+  return bytes <= 1 << 20 ? Math.max(4096, 2 ** Math.ceil(Math.log2(bytes))) : bytes;
+}

@@ -25,9 +25,16 @@ export function countRowTiles({ rowTiles, rowTileMultiple = 1 }: Pick<ScheduleIn
   return needed > 1 ? Math.ceil(needed / rowTileMultiple) * rowTileMultiple : 1;
 }
 
+/** Query rows that are tuned for together: up to the next power of two, past 16 up to the next multiple of 16. */
+export function rowClass(rows: number): number {
+  return rows <= 16 ? 2 ** Math.ceil(Math.log2(rows)) : Math.ceil(rows / 16) * 16;
+}
+
 /** How many parts a machine wants for a problem with this many query rows a KV head. */
 export function partsTarget(machine: ScheduleInfo, rows: number, numHeadsK: number): number {
-  return Math.max(1, Math.floor(machine.slots / (countRowTiles(machine, rows) * numHeadsK)));
+  const tuned = machine.tuned?.find((t) => t.rows === rowClass(rows) && t.numHeadsK === numHeadsK);
+  const [slots, tiles] = tuned ? [tuned.slots, Math.ceil(rows / tuned.rowTile)] : [machine.slots, countRowTiles(machine, rows)];
+  return Math.max(1, Math.floor(slots / (tiles * numHeadsK)));
 }
 
 /** KV blocks of a sequence as the scheduler counts them: one for a sequence of length zero. */

@@ -110,6 +110,26 @@ describe.each(['page', 'worker'])('webgpu on the %s', (instance) => {
     expect(info.limits['maxStorageBufferBindingSize']).toBeGreaterThanOrEqual(128 * 1024 * 1024);
   });
 
+  test('what is tuned is remembered in IndexedDB, for the page and its workers', { timeout: 120_000 }, async () => {
+    const { reports, slots, next } = await page.evaluate(async (name) => {
+      const mla = instances[name]!;
+      const tiny = { numQTokensPerHeadK: 4, headDim: 48, headDimV: 32 };
+      const found = [await mla.tune({ ...tiny, again: true }), await mla.tune(tiny)];
+      const onPage = await flashmla.createMla({ backend: 'webgpu' });
+      const inWorker = await flashmla.connect(new Worker('/worker.js', { type: 'module' }), { backend: 'webgpu', tune: 'stored' });
+      const later = [await onPage.tune(tiny), await inWorker.tune(tiny)];
+      const heard = [mla, onPage, inWorker].map(({ info }) => info.schedule.tuned?.[0]?.slots);
+      await Promise.all([onPage.destroy(), inWorker.destroy()]);
+      return { reports: found, slots: heard, next: later };
+    }, instance);
+    const note = 'remembered in IndexedDB flashmla-web';
+    const { chosen } = reports[0]!;
+    expect(reports).toMatchObject([{ source: 'measured', note }, { source: 'remembered', note, chosen }]);
+    expect(next).toMatchObject([{ source: 'remembered', note, chosen }, { source: 'remembered', note, chosen }]);
+    expect(slots).toEqual([chosen!.slots, chosen!.slots, chosen!.slots]);
+    expect(events).toEqual([]);
+  });
+
   test('a cache grows, forks and is decoded', async () => {
     // One head of width 32 + 16, keys of one value each: equal scores, so that out is the mean of the values.
     const means = await page.evaluate(async (name) => {

@@ -16,7 +16,8 @@ import { table } from '../src/cli/table.ts';
 import { makeWorkload } from '../src/cli/workload.ts';
 import { MlaError } from '../src/errors.ts';
 import { createMla } from '../src/index.ts';
-import type { Mla } from '../src/mla.ts';
+import { noStore } from '../src/tune-store.ts';
+import { altered, fakeContext } from './fake-context.ts';
 
 const shape: BenchShape = {
   name: 'small', b: 3, s_q: 2, h_q: 4, h_kv: 2, d_qk: 80, d_v: 64, block_size: 16, causal: true, dtype: 'bf16', seqlens: [50, 0, 17],
@@ -29,32 +30,6 @@ async function withDirectory(use: (directory: string) => Promise<void>): Promise
   } finally {
     await rm(directory, { recursive: true, force: true });
   }
-}
-
-/** A context on the cpu backend that keeps what is written; `wrap` may stand between. */
-function fakeContext({ isTTY = false, wrap = (mla: Mla): Mla => mla } = {}): Context & { out: string; err: string; made: number } {
-  const context = {
-    out: '', err: '', made: 0,
-    stdout: { write: (text: string) => void (context.out += text) },
-    stderr: { write: (text: string) => void (context.err += text), isTTY, columns: 100 },
-    createMla: async () => {
-      context.made++;
-      return wrap(await createMla({ backend: 'cpu' }));
-    },
-    listBackends: async () => [],
-  };
-  return context;
-}
-
-/** `mla` with some of its methods replaced. */
-function altered(mla: Mla, methods: Partial<Mla>): Mla {
-  return new Proxy(mla, {
-    get: (target, name) => {
-      const own = (methods as Record<string | symbol, unknown>)[name];
-      const value = own ?? Reflect.get(target, name, target);
-      return typeof value === 'function' ? value.bind(target) : value;
-    },
-  });
 }
 
 describe('bench', () => {
@@ -93,7 +68,7 @@ describe('bench', () => {
         failures: [{ name: 'first', code: 'device-lost', message: 'the device was lost' }],
       });
     });
-    expect(context.made).toBe(2);
+    expect(context.choices).toHaveLength(2);
     expect(context.out).toContain('first: not run (device-lost): the device was lost\n');
   });
 
@@ -169,15 +144,27 @@ describe('doctor', () => {
     const context: Context & { out: string } = Object.assign(fakeContext(), {
       createMla: () => Promise.reject(new MlaError('backend-unavailable', 'nothing\nhere')),
       listBackends: async () => [
-        { backend: 'webgpu' as const, available: true, reason: 'works', device: 'A GPU', tier: 'base', features: ['x', 'y'], limits: { maxBufferSize: 1073741824, maxThings: 8 }, software: true },
+        { backend: 'webgpu' as const, available: true, reason: 'works', device: 'A GPU', tier: 'base', tierNotes: ['subgroup: no feature subgroups'], features: ['x', 'y'], limits: { maxBufferSize: 1073741824, maxThings: 8 }, software: true },
         { backend: 'cpu' as const, available: false, reason: 'because' },
       ],
     });
     expect(await run(['doctor'], context)).toBe(1);
-    expect(context.out).toMatch(/webgpu: available: works\n {2}device {4}A GPU \(software\)\n {2}tier {6}base\n {2}features {2}x y\n/);
+    expect(context.out).toMatch(/webgpu: available: works\n {2}device {4}A GPU \(software\)\n {2}tier {6}base\n {12}not subgroup: no feature subgroups\n {2}features {2}x y\n/);
     expect(context.out).toMatch(/ {2}limits {4}maxBufferSize {2}1073741824 \(1 GiB\)\n {12}maxThings {6}8\n/);
     expect(context.out).toContain('cpu: not available: because\n');
     expect(context.out).toContain('auto finds nothing: nothing here\n');
+    expect(context.out).toContain('tuned: nothing is remembered in nowhere: a test\n');
+  });
+
+  it('shows what is remembered', async () => {
+    const choice = { config: 'base 4x16/128', slots: 132, longMs: 1, shortMs: 0.1 };
+    const tuneStore = { ...noStore('a test'), place: '/a/file', load: async () => new Map([['0.1.0 | gpu | f16 48/32', choice]]) };
+    const context = Object.assign(fakeContext(), { tuneStore });
+    await run(['doctor'], context);
+    expect(context.out).toContain('tuned, as remembered in /a/file:\n  0.1.0 | gpu | f16 48/32: base 4x16/128, 132 slots\n');
+    context.out = '';
+    await run(['doctor', '--json'], context);
+    expect(JSON.parse(context.out)).toMatchObject({ tuned: { place: '/a/file', choices: { '0.1.0 | gpu | f16 48/32': choice } } });
   });
 });
 

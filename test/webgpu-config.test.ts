@@ -2,7 +2,8 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { MlaError } from '../src/errors.ts';
-import { DECODE_BINDINGS, ROW_TILES, chooseDecodeConfig, segmentPool, type DeviceKind, type KernelLimits } from '../src/webgpu/config.ts';
+import { chooseRowTile } from '../src/schedule.ts';
+import { DECODE_BINDINGS, chooseDecodeConfig, decodeCandidates, scheduleInfo, segmentPool, type DecodeProblem, type DeviceTraits, type KernelLimits } from '../src/webgpu/config.ts';
 
 /** WebGPU's defaults: what every device has. */
 const defaults: KernelLimits = {
@@ -11,43 +12,91 @@ const defaults: KernelLimits = {
 };
 const large: KernelLimits = { ...defaults, maxComputeWorkgroupStorageSize: 49152, maxComputeInvocationsPerWorkgroup: 1024, maxComputeWorkgroupSizeX: 1024 };
 
-const widths = Array.from({ length: 16 }, (_, i) => (i + 1) * 32).flatMap((dV) => [16, 32, 48, 64].map((rope) => ({ dV, dQk: dV + rope })));
+const widths: DecodeProblem[] = Array.from({ length: 16 }, (_, i) => (i + 1) * 32).flatMap((dV) => [16, 32, 48, 64].map((rope) => ({ dV, dQk: dV + rope, dtype: 'bf16' as const })));
+const DEEPSEEK: DecodeProblem = { dQk: 576, dV: 512, dtype: 'bf16', blockSize: 64 };
 
-describe.each(['gpu', 'software'] satisfies DeviceKind[])('decode configurations for %s', (kind) => {
-  test.each([['default limits', defaults], ['large limits', large]])('there is one for every width and row count: %s', (_, limits) => {
+const device = { kind: 'gpu', vendor: '', architecture: '', tier: 'base', limits: large } as const satisfies DeviceTraits;
+const devices: [string, DeviceTraits][] = [
+  ['a GPU', device],
+  ['an NVIDIA GPU', { ...device, vendor: 'nvidia' }],
+  ['software', { ...device, kind: 'software' }],
+  ...([[4, 4], [8, 32], [32, 32], [64, 64]] as const).map(([min, max]): [string, DeviceTraits] => [
+    `subgroups of ${min} to ${max}`, { ...device, kind: min === 4 ? 'software' : 'gpu', vendor: min === 32 ? 'nvidia' : '', tier: 'subgroup', subgroupSize: { min, max } },
+  ]),
+];
+
+describe.each(devices.flatMap(([name, traits]): [string, DeviceTraits][] => [
+  [`${name} with large limits`, traits], [`${name} with default limits`, { ...traits, limits: defaults }],
+]))('decode configurations for %s', (_, traits) => {
+  const { limits } = traits;
+
+  test('there is one for every width and row count, and every one that fits is consistent', () => {
     for (const problem of widths) {
-      for (const rows of [1, 2, 4, 5, 16, 17, 128, 512]) {
-        const { config, rejected } = chooseDecodeConfig(problem, rows, limits, kind);
-        const what = `${problem.dQk}/${problem.dV}, ${rows} rows: ${rejected.join('; ')}`;
-        if (!config) throw new Error(what);
-        expect(config.workgroupBytes, what).toBeLessThanOrEqual(limits.maxComputeWorkgroupStorageSize);
-        expect(config.threads, what).toBeLessThanOrEqual(limits.maxComputeInvocationsPerWorkgroup);
-        // The scheduler counts tiles of these sizes.
-        expect(ROW_TILES, what).toContain(config.rows);
-        // A step lies in one block of any size.
-        expect(16 % config.tokens, what).toBe(0);
-        // Scores: every thread has a tile of rowTile rows x 4 tokens and a slice, and together they are the step.
-        expect(config.rows % config.rowTile, what).toBe(0);
-        expect(Number.isInteger(config.slices) && config.slices >= 1, what).toBe(true);
-        expect(config.threads * config.rowTile * 4, what).toBe(config.rows * config.tokens * config.slices);
-        // The words of a slice are whole turns of the loop; the loop's bound is checked once a turn.
-        if (config.wordUnroll > 1) expect((problem.dQk / 2) % (config.slices * config.wordUnroll), what).toBe(0);
-        // Softmax: quads of a row and 4 tokens, all of them taken.
-        expect(config.threads * config.threadQuads, what).toBeGreaterThanOrEqual((config.rows * config.tokens) / 4);
-        // Output: groups of lanes reach every row and no thread's rows leave the tile; a group's words reach every column.
-        const groups = Math.floor(config.threads / config.outLanes);
-        expect(groups * config.outRows, what).toBeGreaterThanOrEqual(config.rows);
-        expect(config.rows % config.outRows, what).toBe(0);
-        expect(config.outLanes * config.outWords, what).toBeGreaterThanOrEqual(problem.dV / 2);
+      for (const rows of [1, 2, 4, 5, 16, 17, 40, 128, 512]) {
+        const { fits, rejected } = decodeCandidates(problem, rows, traits);
+        if (fits.length === 0) throw new Error(`${problem.dQk}/${problem.dV}, ${rows} rows: ${rejected.join('; ')}`);
+        // The most rows have all there are.
+        for (const config of rows === 512 ? fits : []) {
+          const what = `${problem.dQk}/${problem.dV}, ${rows} rows: ${config.key}`;
+          expect(config.workgroupBytes, what).toBeLessThanOrEqual(limits.maxComputeWorkgroupStorageSize);
+          expect(config.threads, what).toBeLessThanOrEqual(limits.maxComputeInvocationsPerWorkgroup);
+          // A step lies in one block, of the smallest size when nothing is said.
+          expect(16 % config.tokens, what).toBe(0);
+          // Stage: threads load whole tokens, as often as it takes.
+          expect(Number.isInteger(config.threads / config.stageLanes), what).toBe(true);
+          expect(config.tokens % (config.threads / config.stageLanes), what).toBe(0);
+          expect((problem.dQk / 2) % config.vec, what).toBe(0);
+          // Scores: threads have a tile of rowTile rows x 4 quadTile tokens and a slice, and together they are the step.
+          expect(config.rows % config.rowTile, what).toBe(0);
+          expect(config.tokens % (4 * config.quadTile), what).toBe(0);
+          expect(config.scoreThreads, what).toBeLessThanOrEqual(config.threads);
+          expect(Number.isInteger(config.slices) && config.slices >= 1, what).toBe(true);
+          expect(config.scoreThreads * config.rowTile * config.quadTile * 4, what).toBe(config.rows * config.tokens * config.slices);
+          // Softmax: quads of a row and 4 tokens, all of them taken: in the subgroup tier by lanes that hold a row's sum.
+          const owners = config.tier === 'base' ? config.threads : (config.scoreThreads * Math.min(config.rowTile, config.slices)) / config.slices;
+          expect(owners * config.threadQuads, what).toBeGreaterThanOrEqual((config.rows * config.tokens) / 4);
+          // Shuffles stay in a subgroup, whichever size of those promised it has.
+          if (config.tier === 'subgroup') {
+            expect(config.slices & (config.slices - 1), what).toBe(0);
+            expect(config.slices * (config.shuffleMax ? config.tokens / 4 : 1), what).toBeLessThanOrEqual(traits.subgroupSize!.min);
+          }
+          if (config.quadProbs) expect(config.outLanes % 4, what).toBe(0);
+          // Output: groups of lanes reach every row and no thread's rows leave the tile; a group's words reach every column.
+          const groups = Math.floor(config.threads / config.outLanes);
+          expect(groups * config.outRows, what).toBeGreaterThanOrEqual(config.rows);
+          expect(config.rows % config.outRows, what).toBe(0);
+          expect(config.outLanes * config.outWords, what).toBeGreaterThanOrEqual(problem.dV / 2);
+        }
       }
     }
   });
 
+  test('keys tell configurations apart', () => {
+    const keys = decodeCandidates(DEEPSEEK, 512, traits).fits.map(({ key }) => key);
+    expect(new Set(keys).size).toBe(keys.length);
+  });
+
+  test('the scheduler counts tiles as the kernel has them', () => {
+    const { rowTiles } = scheduleInfo(traits);
+    expect(rowTiles.length).toBeGreaterThan(0);
+    expect([...rowTiles].sort((a, b) => a - b)).toEqual(rowTiles);
+    for (let rows = 1; rows <= 256; rows++) {
+      expect(chooseDecodeConfig(DEEPSEEK, rows, traits).config!.rows).toBe(chooseRowTile(rowTiles, rows));
+    }
+  });
+
+  test('the preferred one where it fits, else the first', () => {
+    const { fits } = decodeCandidates(DEEPSEEK, 128, traits);
+    for (const config of fits) expect(chooseDecodeConfig(DEEPSEEK, 128, traits, config.key).config).toEqual(config);
+    expect(chooseDecodeConfig(DEEPSEEK, 128, traits, 'of another device').config).toEqual(fits[0]);
+    expect(chooseDecodeConfig(DEEPSEEK, 128, traits).config).toEqual(fits[0]);
+  });
+
   test('says why when nothing fits', () => {
-    const { config, rejected } = chooseDecodeConfig({ dQk: 576, dV: 512 }, 16, { ...defaults, maxComputeWorkgroupStorageSize: 1024 }, kind);
+    const { config, rejected } = chooseDecodeConfig(DEEPSEEK, 16, { ...traits, limits: { ...defaults, maxComputeWorkgroupStorageSize: 1024 } });
     expect(config).toBeUndefined();
     expect(rejected.length).toBeGreaterThan(0);
-    for (const why of rejected) expect(why).toMatch(/1024/);
+    for (const why of rejected) expect(why).toMatch(/exceed/);
   });
 });
 

@@ -13,7 +13,7 @@ import { softwareGpu } from './software-adapter.ts';
 describe('webgpu with default limits', () => {
   let mla: Mla;
   beforeAll(async () => {
-    mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), limits: 'default' });
+    mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), limits: 'default', tune: 'off' });
   });
   afterAll(() => mla?.destroy());
 

@@ -1,15 +1,15 @@
 /** `flashmla-web bench`: time, TFLOP/s and GB/s of decode shapes. */
-import { readFile } from 'node:fs/promises';
 import { MlaError } from '../errors.ts';
 import type { Mla, MlaInfo } from '../mla.ts';
 import { openMla, type Context, type MlaChoice } from './context.ts';
-import { EXIT_FAILED, oneLine, readError, usageError } from './failure.ts';
+import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
 import { measure, type Measurement } from './measure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
 import { checkOutput, writeOutput } from './output-file.ts';
 import { plotSvg } from './plot-svg.ts';
 import { progress } from './progress.ts';
-import { BUILT_IN_SHAPES, parseShapes, type BenchShape } from './shapes.ts';
+import { readShapes } from './shapes-file.ts';
+import { tuneArgs, type BenchShape } from './shapes.ts';
 import { figure } from './stats.ts';
 import { table } from './table.ts';
 
@@ -23,6 +23,8 @@ export const BENCH_USAGE = `Usage: flashmla-web bench [options]
       --plot FILE         write them as a chart (SVG)
       --backend NAME      auto (default), cuda, webgpu or cpu
       --tier NAME         webgpu: kernel tier
+      --no-tune           webgpu: the fixed choice of kernel configuration; else each shape's is tuned before, once a
+                          machine (see tune), except on software adapters
 
 The device's cache is flushed before each run. Times are the device's own where it has timestamps, else wall time.
 Data are random, the same every time. Exit status: 0 done, 2 bad input, 1 when a shape failed or its check did.
@@ -59,20 +61,23 @@ export async function bench(args: readonly string[], context: Context): Promise<
     check: { type: 'boolean' },
     json: { type: 'string' },
     plot: { type: 'string' },
+    'no-tune': { type: 'boolean' },
   });
   if (options.flag('help')) {
     context.stdout.write(BENCH_USAGE);
     return 0;
   }
   if (options.positionals.length > 0) throw usageError('takes no arguments', 'bench', 'options', options.positionals.join(' '));
-  const choice = options.mla();
+  const tune = !options.flag('no-tune');
+  // Nothing may be measured behind the benchmark's back.
+  const choice: MlaChoice = { ...options.mla(), tune: tune ? 'stored' : 'off' };
   const runs = options.integer('runs', 1) ?? 15;
   const shapes = await readShapes(options.text('shapes'), options.pattern('only'));
   const [json, plot] = [options.text('json'), options.text('plot')];
   if (json !== undefined) await checkOutput(json, '--json');
   if (plot !== undefined) await checkOutput(plot, '--plot');
 
-  const report = await runShapes(shapes, { runs, check: options.flag('check') }, choice, context);
+  const report = await runShapes(shapes, { runs, check: options.flag('check'), tune }, choice, context);
   context.stdout.write(textReport(report));
   if (json !== undefined) await writeText(json, `${JSON.stringify(report, null, 1)}\n`);
   if (plot !== undefined) await writeText(plot, chart(report, shapes));
@@ -80,24 +85,9 @@ export async function bench(args: readonly string[], context: Context): Promise<
   return report.failures.length > 0 || unchecked ? EXIT_FAILED : 0;
 }
 
-async function readShapes(file: string | undefined, only: RegExp | undefined): Promise<readonly BenchShape[]> {
-  let shapes = BUILT_IN_SHAPES;
-  if (file !== undefined) {
-    const json = await readFile(file, 'utf8').catch((cause: unknown) => {
-      throw readError(file, cause);
-    });
-    shapes = parseShapes(json, file);
-  }
-  const chosen = only === undefined ? shapes : shapes.filter((shape) => only.test(shape.name));
-  if (chosen.length === 0) {
-    throw usageError('matches no shape', '--only', `one of ${shapes.map((shape) => shape.name).join(', ')}`, String(only));
-  }
-  return chosen;
-}
-
 /** Every shape in turn. One that fails is noted and does not keep the others from running. */
 async function runShapes(
-  shapes: readonly BenchShape[], { runs, check }: { runs: number; check: boolean }, choice: MlaChoice, context: Context,
+  shapes: readonly BenchShape[], { runs, check, tune }: { runs: number; check: boolean; tune: boolean }, choice: MlaChoice, context: Context,
 ): Promise<BenchReport> {
   const results: Measurement[] = [];
   const failures: BenchFailure[] = [];
@@ -113,6 +103,8 @@ async function runShapes(
         bar.advance();
       };
       try {
+        // A software adapter takes minutes over what a GPU does in one.
+        if (tune && !info.software) await mla.tune(tuneArgs(shape));
         results.push(await measure(mla, shape, { runs, check, seed: SEED, onRun }));
       } catch (error) {
         const code = error instanceof MlaError ? error.code : 'internal';

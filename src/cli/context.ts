@@ -1,7 +1,8 @@
 /** What a command is given: where to write and how to get at backends. Tests give their own. */
 import { MlaError } from '../errors.ts';
 import type { BackendName, Mla } from '../mla.ts';
-import type { BackendReport } from '../node.ts';
+import type { BackendReport, TuneMode } from '../node.ts';
+import type { TuneStore } from '../tune-store.ts';
 
 export interface Output {
   write(text: string): unknown;
@@ -10,10 +11,11 @@ export interface Output {
   readonly columns?: number | undefined;
 }
 
-/** What `--backend` and `--tier` ask for. */
+/** What `--backend` and `--tier` ask for, and how the command wants configurations chosen. */
 export interface MlaChoice {
   readonly backend: BackendName | 'auto';
   readonly tier?: string;
+  readonly tune?: TuneMode;
 }
 
 export interface Context {
@@ -21,6 +23,8 @@ export interface Context {
   readonly stderr: Output;
   createMla(choice: MlaChoice): Promise<Mla>;
   listBackends(): Promise<readonly BackendReport[]>;
+  /** What tuning has found on this machine. */
+  readonly tuneStore: TuneStore;
 }
 
 /** Makes what was asked for, and nothing less. @throws MlaError */

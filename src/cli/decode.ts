@@ -4,7 +4,7 @@ import { describe, MlaError, shapeText } from '../errors.ts';
 import type { DecodeArgs, DecodeResult, HostTensor, Mla } from '../mla.ts';
 import { layoutSafetensors, type SafetensorsDType, type SafetensorsEntry } from '../safetensors.ts';
 import { checkDecode } from '../validate.ts';
-import { openMla, type Context } from './context.ts';
+import { openMla, type Context, type MlaChoice } from './context.ts';
 import { usageError } from './failure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
 import { checkOutput, writeOutput } from './output-file.ts';
@@ -61,7 +61,7 @@ export async function decode(args: readonly string[], context: Context): Promise
   if (output === undefined) throw usageError('is missing', '--output', 'a file name after -o');
   const headDimV = options.integer('head-dim-v', 1) ?? 512;
   const softmaxScale = options.number('softmax-scale');
-  const choice = options.mla();
+  const choice: MlaChoice = { ...options.mla(), tune: 'stored' };
   await checkOutput(output, '--output');
   await checkDistinct(input, output);
   const decodeArgs: DecodeArgs = {

@@ -1,16 +1,16 @@
 /** `flashmla-web doctor`: what this machine can run, and what `auto` would take. */
 import { MlaError } from '../errors.ts';
-import type { MlaInfo } from '../mla.ts';
+import type { MlaInfo, TuneChoice } from '../mla.ts';
 import type { BackendReport } from '../node.ts';
+import { VERSION } from '../version.ts';
 import type { Context } from './context.ts';
 import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
 import { Options } from './options.ts';
-import { version } from './version.ts';
 
 export const DOCTOR_USAGE = `Usage: flashmla-web doctor [--json]
 
-Shows every backend, whether it runs here and why, with its device, features, limits and kernel tier, and which one
-\`auto\` would take. Exit status: 0, or 1 when no backend runs.
+Shows every backend, whether it runs here and why, with its device, features, limits and kernel tier, which one \`auto\`
+would take, and what tuning has found. Exit status: 0, or 1 when no backend runs.
 `;
 
 type Choice = Pick<MlaInfo, 'backend' | 'device' | 'tier' | 'reason'>;
@@ -25,13 +25,15 @@ export async function doctor(args: readonly string[], context: Context): Promise
   if (options.positionals.length > 0) throw usageError('takes no arguments', 'doctor', '--json or nothing', options.positionals.join(' '));
   const backends = await context.listBackends();
   const { auto, error } = await tryAuto(context);
-  const system = { version: version(), node: process.version, platform: process.platform, arch: process.arch };
+  const tuned = { place: context.tuneStore.place, choices: Object.fromEntries(await context.tuneStore.load()) };
+  const system = { version: VERSION, node: process.version, platform: process.platform, arch: process.arch };
   if (options.flag('json')) {
-    context.stdout.write(`${JSON.stringify({ ...system, backends, auto: auto ?? null, ...(error !== undefined && { error }) }, null, 1)}\n`);
+    context.stdout.write(`${JSON.stringify({ ...system, backends, auto: auto ?? null, ...(error !== undefined && { error }), tuned }, null, 1)}\n`);
   } else {
     context.stdout.write(`flashmla-web ${system.version}, Node ${system.node}, ${system.platform} ${system.arch}\n`);
     for (const backend of backends) context.stdout.write(`\n${describeBackend(backend)}`);
     context.stdout.write(auto ? `\nauto would take ${auto.backend}${auto.tier === undefined ? '' : `, ${auto.tier} tier`}: ${auto.reason}\n` : `\nauto finds nothing: ${error}\n`);
+    context.stdout.write(`\n${describeTuned(tuned)}`);
   }
   return auto ? 0 : EXIT_FAILED;
 }
@@ -49,10 +51,16 @@ async function tryAuto(context: Context): Promise<{ auto?: Choice; error?: strin
   }
 }
 
-function describeBackend({ backend, available, reason, device, tier, features, limits, software }: BackendReport): string {
+function describeTuned({ place, choices }: { place: string; choices: Readonly<Record<string, TuneChoice>> }): string {
+  const lines = Object.entries(choices).map(([key, { config, slots }]) => `  ${key}: ${config}, ${slots} slots\n`);
+  return lines.length === 0 ? `tuned: nothing is remembered in ${place}\n` : `tuned, as remembered in ${place}:\n${lines.join('')}`;
+}
+
+function describeBackend({ backend, available, reason, device, tier, tierNotes = [], features, limits, software }: BackendReport): string {
   const lines = [`${backend}: ${available ? 'available' : 'not available'}: ${reason}`];
   if (device !== undefined) lines.push(`device    ${device}${software === true ? ' (software)' : ''}`);
   if (tier !== undefined) lines.push(`tier      ${tier}`);
+  for (const note of tierNotes) lines.push(`          not ${note}`);
   if (features && features.length > 0) lines.push(...wrap('features  ', features));
   const entries = Object.entries(limits ?? {});
   const width = Math.max(0, ...entries.map(([name]) => name.length));

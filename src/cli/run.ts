@@ -4,15 +4,16 @@ import type { Context } from './context.ts';
 import { decode, DECODE_USAGE } from './decode.ts';
 import { doctor, DOCTOR_USAGE } from './doctor.ts';
 import { EXIT_BAD_INPUT, exitStatus, oneLine } from './failure.ts';
-import { version } from './version.ts';
+import { tune, TUNE_USAGE } from './tune.ts';
+import { VERSION } from '../version.ts';
 
 type Command = (args: readonly string[], context: Context) => Promise<number>;
 
-const COMMANDS: ReadonlyMap<string, Command> = new Map([['doctor', doctor], ['decode', decode], ['bench', bench]]);
+const COMMANDS: ReadonlyMap<string, Command> = new Map([['doctor', doctor], ['decode', decode], ['bench', bench], ['tune', tune]]);
 
 const USAGE = `flashmla-web: paged, split-KV MLA decode attention
 
-${[DOCTOR_USAGE, DECODE_USAGE, BENCH_USAGE].join('\n')}
+${[DOCTOR_USAGE, DECODE_USAGE, BENCH_USAGE, TUNE_USAGE].join('\n')}
 Usage: flashmla-web --version | --help
 `;
 
@@ -24,7 +25,7 @@ export async function run(args: readonly string[], context: Context): Promise<nu
     return 0;
   }
   if (name === '--version' || name === '-v') {
-    context.stdout.write(`${version()}\n`);
+    context.stdout.write(`${VERSION}\n`);
     return 0;
   }
   const command = name === undefined ? undefined : COMMANDS.get(name);

@@ -1,6 +1,6 @@
 /** Benchmark shapes: bench/shapes.json's format, checked, and what a shape costs. */
 import { describe, MlaError } from '../errors.ts';
-import type { KvDType } from '../mla.ts';
+import type { KvDType, TuneArgs } from '../mla.ts';
 
 /** One decode step. */
 export interface BenchShape {
@@ -83,6 +83,11 @@ export function shapeCost({ b, s_q, h_q, h_kv, d_qk, d_v, seqlens }: BenchShape)
     flops: 2 * h_q * s_q * (d_qk + d_v) * tokens,
     bytes: 2 * (b * s_q * h_q * (d_qk + d_v) + tokens * h_kv * d_qk),
   };
+}
+
+/** The class of calls that a shape is tuned with. */
+export function tuneArgs({ s_q, h_q, h_kv, d_qk, d_v, dtype }: BenchShape): TuneArgs {
+  return { numQTokensPerHeadK: (s_q * h_q) / h_kv, numHeadsK: h_kv, headDim: d_qk, headDimV: d_v, dtype };
 }
 
 /** Shapes that a software adapter finishes in seconds, for when no file is given. */

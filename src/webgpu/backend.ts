@@ -1,20 +1,27 @@
 /** The webgpu backend: turns operations into dispatches on one GPUDevice. */
-import type { AppendOp, Backend, CopyBlocksOp, DecodeOp, HostData, IndexData, TensorId, TensorSpec } from '../backend.ts';
+import type { AppendOp, Backend, CopyBlocksOp, DecodeOp, HostData, IndexData, TensorId, TensorSpec, TuneOp } from '../backend.ts';
 import { encode16 } from '../bf16.ts';
 import { MlaError } from '../errors.ts';
-import type { MemoryStats, MlaInfo } from '../mla.ts';
+import type { MemoryStats, MlaInfo, TuneReport } from '../mla.ts';
 import { APPEND_THREADS, SLOTS_HEADER, appendKernel } from './append.ts';
-import { combineKernel } from './combine.ts';
-import { ROW_TILES, chooseDecodeConfig } from './config.ts';
-import { decodeKernel } from './decode.ts';
+import { BindGroups } from './bind-groups.ts';
+import { chooseDecodeConfig, scheduleInfo, type DecodeConfig, type DeviceTraits } from './config.ts';
 import { openDevice, type DeviceOptions, type GpuContext } from './device.ts';
-import { KernelCache, bindGroup, type Kernel } from './kernel.ts';
+import { decodeGrid, decodeKernels, encodeDecode } from './dispatch.ts';
+import { KernelCache, type Kernel } from './kernel.ts';
 import { DeviceMemory, type Allocation } from './memory.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
+import { roomToGrow } from '../pool.ts';
 import { partsTarget } from '../schedule.ts';
+import { classOf } from '../shape-class.ts';
+import { siteKey, type TuneStore } from '../tune-store.ts';
+import { VERSION } from '../version.ts';
 import { readStorage } from './readback.ts';
 import { adopted, allocate, type Storage } from './storage.ts';
+import { chooseTier, type TierChoice } from './tier.ts';
 import { Timer } from './timer.ts';
+import type { TuneMode } from './tune-mode.ts';
+import { Tuner } from './tuner.ts';
 
 /** Plans kept on the device: one a step is used by every layer, a few steps may be in flight. */
 const PLANS_KEPT = 8;
@@ -24,31 +31,67 @@ interface PlanOnDevice extends Plan {
   readonly allocation: Allocation;
 }
 
-/** @throws MlaError backend-unavailable, device-lost */
-export async function createWebGpuBackend(options: DeviceOptions, reason: string): Promise<Backend> {
-  return new WebGpuBackend(await openDevice(options), reason);
+/** What the environment brings to tuning. */
+export interface TuneEnvironment {
+  readonly store: TuneStore;
+  /** What else about WebGPU here changes times, such as toggles of Dawn. */
+  readonly variant?: string;
+}
+
+/** @throws MlaError backend-unavailable, invalid-argument, device-lost */
+export async function createWebGpuBackend(options: DeviceOptions, reason: string, environment: TuneEnvironment): Promise<Backend> {
+  const gpu = await openDevice(options);
+  try {
+    const tier = await chooseTier(gpu, options.tier);
+    const backend = new WebGpuBackend(gpu, tier, reason, { ...environment, mode: options.tune ?? (gpu.software ? 'stored' : 'auto') });
+    await backend.tuner.load();
+    return backend;
+  } catch (error) {
+    gpu.destroy();
+    throw error;
+  }
 }
 
 class WebGpuBackend implements Backend {
-  readonly info: MlaInfo;
+  info: MlaInfo;
+  readonly tuner: Tuner;
   readonly #gpu: GpuContext;
+  readonly #traits: DeviceTraits;
   readonly #memory: DeviceMemory;
   readonly #kernels: KernelCache;
+  readonly #bindGroups: BindGroups;
   readonly #timer: Timer;
   readonly #tensors = new Map<TensorId, Storage>();
   readonly #plans = new Map<string, PlanOnDevice>();
+  /** By the numbers of a call that they depend on. */
+  readonly #configs = new Map<string, DecodeConfig>();
   #partials: Allocation | undefined;
 
-  constructor(gpu: GpuContext, reason: string) {
+  constructor(gpu: GpuContext, { notes, ...tier }: TierChoice, reason: string, { store, variant = '', mode }: TuneEnvironment & { mode: TuneMode }) {
+    const { limits, vendor, architecture, software } = gpu;
     this.#gpu = gpu;
-    this.#memory = new DeviceMemory(gpu);
+    this.#traits = { limits, vendor, architecture, kind: software ? 'software' : 'gpu', ...tier };
+    this.#bindGroups = new BindGroups(gpu.device);
+    this.#memory = new DeviceMemory(gpu, (buffer) => this.#bindGroups.forget(buffer));
     this.#kernels = new KernelCache(gpu);
     this.#timer = new Timer(gpu, this.#memory);
+    const schedule = scheduleInfo(this.#traits);
     this.info = {
-      backend: 'webgpu', reason, device: gpu.name, tier: 'base', features: gpu.features, limits: { ...gpu.limits }, software: gpu.software,
-      // A software adapter runs a workgroup a core; a GPU several on each of its tens to hundreds of cores.
-      schedule: gpu.software ? { slots: 8, rowTiles: ROW_TILES, minTokensPerPart: 256 } : { slots: 264, rowTiles: ROW_TILES, minTokensPerPart: 64 },
+      backend: 'webgpu', reason, device: gpu.name, tier: tier.tier, tierNotes: notes, features: gpu.features, limits: { ...limits }, software,
+      schedule,
     };
+    this.tuner = new Tuner({
+      device: { gpu, memory: this.#memory, kernels: this.#kernels, bindGroups: this.#bindGroups, traits: this.#traits, minTokensPerPart: schedule.minTokensPerPart },
+      schedule, mode, store, prefix: siteKey({
+        version: VERSION, vendor, architecture, device: gpu.name, tier: tier.tier,
+        variant: `${limits.maxComputeWorkgroupStorageSize} B, ${limits.maxComputeInvocationsPerWorkgroup} threads ${variant}`.trim(),
+      }),
+      onChange: () => {
+        this.#configs.clear();
+        const { note } = this.tuner;
+        this.info = { ...this.info, schedule: { ...schedule, tuned: this.tuner.schedules() }, ...(note !== undefined && { tuning: note }) };
+      },
+    });
   }
 
   create(spec: TensorSpec, data?: HostData): Promise<void> {
@@ -76,6 +119,7 @@ class WebGpuBackend implements Backend {
     const storage = this.#tensors.get(id);
     if (!storage) return;
     this.#tensors.delete(id);
+    if (storage.allocations.length === 0) storage.buffers.forEach((buffer) => this.#bindGroups.forget(buffer));
     for (const allocation of storage.allocations) {
       if (discard) this.#memory.discard(allocation);
       else this.#memory.release(allocation);
@@ -88,34 +132,29 @@ class WebGpuBackend implements Backend {
     const { device, limits } = this.#gpu;
     const kv = this.#tensor(op.kvCache);
     const rows = (op.sQ * op.hQ) / op.hKv;
-    const { config, rejected } = chooseDecodeConfig(op, rows, limits, this.#gpu.software ? 'software' : 'gpu');
-    if (!config) {
-      throw new MlaError('limit-exceeded', 'no kernel configuration fits this device', { argument: 'q', expected: 'limits that one configuration fits', got: rejected.join('; ') });
-    }
-    const grid = [op.metadata.parts, Math.ceil(rows / config.rows), op.hKv] as const;
+    const config = this.#config(op, rows);
+    const grid = decodeGrid(op, config, op.metadata.parts);
     const most = limits.maxComputeWorkgroupsPerDimension;
     if (Math.max(...grid, op.sQ * op.hQ, op.b) > most) {
       throw new MlaError('limit-exceeded', 'problem too large for one dispatch', { argument: 'q', expected: `at most ${most} rows (s_q * h_q) and sequences`, got: `${op.sQ * op.hQ} rows, ${op.b} sequences` });
     }
-    const decode = decodeKernel(this.#kernels, op, config, kv);
+    const kernels = decodeKernels(this.#kernels, op, config, this.#traits, kv);
     const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
     const plan = this.#plan(op);
     const partials = this.#partialsOf(op, rows);
 
     const encoder = device.createCommandEncoder({ label: 'decode' });
     const pass = encoder.beginComputePass({ label: 'decode', ...this.#timer.pass() });
-    pass.setPipeline(decode.pipeline);
-    pass.setBindGroup(0, bindGroup(device, decode, [q, plan.allocation.buffer, partials, out, lse, ...kv.buffers], 'decode'));
-    pass.dispatchWorkgroups(...grid);
-    if (plan.splitSequences > 0) {
-      const combine = combineKernel(this.#kernels, op);
-      pass.setPipeline(combine.pipeline);
-      pass.setBindGroup(0, bindGroup(device, combine, [plan.allocation.buffer, partials, out, lse], 'combine'));
-      pass.dispatchWorkgroups(op.sQ * op.hQ, plan.splitSequences);
-    }
+    encodeDecode(pass, this.#bindGroups, kernels, op, config, this.#traits, plan, { q, plan: plan.allocation.buffer, partials, out, lse, kv: kv.buffers });
     pass.end();
     device.queue.submit([encoder.finish()]);
     if (typeof op.blockTable !== 'number') this.#memory.release(plan.allocation);
+    this.tuner.called(classOf(op), kv);
+  }
+
+  tune(op: TuneOp): Promise<TuneReport> {
+    this.#gpu.check();
+    return this.tuner.tune(op);
   }
 
   append(op: AppendOp): void {
@@ -127,14 +166,14 @@ class WebGpuBackend implements Backend {
     const words = new Int32Array(SLOTS_HEADER + op.slots.length);
     words[0] = rows;
     words.set(op.slots, SLOTS_HEADER);
-    const slots = this.#memory.storage(words.byteLength, 'slots');
+    const slots = this.#memory.storage(roomToGrow(words.byteLength), 'slots');
     device.queue.writeBuffer(slots.buffer, 0, words);
     const sources = [op.latent, ...(op.rope === undefined ? [] : [op.rope])].map((id) => this.#tensor(id).buffers[0]!);
 
     const encoder = device.createCommandEncoder({ label: 'append' });
     const pass = encoder.beginComputePass({ label: 'append' });
     pass.setPipeline(kernel.pipeline);
-    pass.setBindGroup(0, bindGroup(device, kernel, [slots.buffer, ...sources, ...kv.buffers], 'append'));
+    pass.setBindGroup(0, this.#bindGroups.get(kernel, [slots.buffer, ...sources, ...kv.buffers], 'append'));
     pass.dispatchWorkgroups(Math.ceil(op.dQk / 2 / APPEND_THREADS), Math.min(rows, limits.maxComputeWorkgroupsPerDimension));
     pass.end();
     device.queue.submit([encoder.finish()]);
@@ -165,10 +204,11 @@ class WebGpuBackend implements Backend {
   async timeBegin(): Promise<void> {
     this.#gpu.check();
     await this.#timer.begin();
+    this.tuner.timing = true;
   }
 
   timeEnd(): Promise<{ ms: number; source: 'device' | 'wall' }> {
-    return this.#timer.end();
+    return this.#timer.end().finally(() => (this.tuner.timing = false));
   }
 
   flushCache(): void {
@@ -188,6 +228,7 @@ class WebGpuBackend implements Backend {
   }
 
   destroy(): void {
+    this.tuner.cancel();
     this.#timer.destroy();
     this.#memory.destroy();
     this.#tensors.clear();
@@ -199,6 +240,20 @@ class WebGpuBackend implements Backend {
     const storage = this.#tensors.get(id);
     if (!storage) throw new MlaError('destroyed', 'no such tensor on this device');
     return storage;
+  }
+
+  /** @throws MlaError limit-exceeded */
+  #config(op: DecodeOp, rows: number): DecodeConfig {
+    const key = `${op.dtype}/${op.dQk}/${op.dV}/${rows}/${op.hKv}`;
+    const known = this.#configs.get(key);
+    if (known) return known;
+    const tuned = this.tuner.config(classOf(op))?.key;
+    const { config, rejected } = chooseDecodeConfig(op, rows, this.#traits, tuned);
+    if (!config) {
+      throw new MlaError('limit-exceeded', 'no kernel configuration fits this device', { argument: 'q', expected: 'limits that one configuration fits', got: rejected.join('; ') });
+    }
+    this.#configs.set(key, config);
+    return config;
   }
 
   #upload(storage: Storage, data: HostData): void {
@@ -224,7 +279,7 @@ class WebGpuBackend implements Backend {
     const known = key === undefined ? undefined : this.#plans.get(key);
     if (known) return known;
     const plan = makePlan(op, this.#indices(op.blockTable));
-    const allocation = this.#memory.storage(plan.words.byteLength, 'plan');
+    const allocation = this.#memory.storage(roomToGrow(plan.words.byteLength), 'plan');
     this.#gpu.device.queue.writeBuffer(allocation.buffer, 0, plan.words);
     const made = { ...plan, allocation };
     if (key !== undefined) {

@@ -1,11 +1,18 @@
 /**
- * Problem + device limits -> kernel configuration. Pure.
+ * Problem + device -> kernel configurations. Pure.
  *
  * A configuration says how many query rows share one pass over KV, how many keys a step takes and how threads are
- * laid over the step's products. Candidates are tried from the fastest down; each refusal has a reason.
+ * laid over the step's products. Which there are is in candidates.ts; here they are worked out and fitted to the device, and
+ * each refusal has a reason.
  */
 import { MlaError } from '../errors.ts';
+import type { ScheduleInfo } from '../mla.ts';
+import { chooseRowTile } from '../schedule.ts';
 import type { Problem } from '../validate.ts';
+import { candidates, occupancy, type Candidate } from './candidates.ts';
+import type { MatrixTraits } from './matrix-test.ts';
+import type { SubgroupSize } from './subgroup-test.ts';
+import { TIERS, type Tier } from './tier.ts';
 
 /** The limits that kernels depend on, by their WebGPU names. */
 export interface KernelLimits {
@@ -21,20 +28,42 @@ export interface KernelLimits {
 /** Storage buffers of the decode kernel besides the cache's: q, plan, partials, out, lse. */
 export const DECODE_BINDINGS = 5;
 
-export interface DecodeConfig {
-  /** Query rows a workgroup. */
-  readonly rows: number;
-  /** Keys a step. Divides every block size. */
-  readonly tokens: number;
-  readonly threads: number;
-  /** Rows of S that a thread makes, times 4 tokens. */
-  readonly rowTile: number;
+/** What a configuration depends on besides the problem. */
+export interface DeviceTraits {
+  readonly limits: KernelLimits;
+  readonly kind: DeviceKind;
+  readonly vendor: string;
+  readonly architecture: string;
+  readonly tier: Tier;
+  /** subgroup and matrix tiers. */
+  readonly subgroupSize?: SubgroupSize | undefined;
+  /** matrix tier. */
+  readonly matrix?: MatrixTraits | undefined;
+}
+
+export type DeviceKind = 'gpu' | 'software';
+
+/** What of a decode call its kernel is built for. */
+export type DecodeProblem = Pick<Problem, 'dQk' | 'dV' | 'dtype'> & Partial<Pick<Problem, 'blockSize'>>;
+
+/** A configuration, told apart by its tier. */
+export type DecodeConfig = ScalarConfig;
+
+/** A configuration of shaders/decode.wgsl. */
+export interface ScalarConfig extends Required<Candidate> {
+  readonly tier: 'base' | 'subgroup';
+  /** Names the configuration for good: among all there are, and from one version to the next. */
+  readonly key: string;
   /** Ways the d_qk sum is cut. */
   readonly slices: number;
-  /** Words of a slice that a turn of the loop takes; where more than one, all slices are whole turns. */
-  readonly wordUnroll: number;
+  /** Units between a token and the next in workgroup memory. */
+  readonly stride: number;
+  /** Neighbouring threads that load one token. */
+  readonly stageLanes: number;
   /** Rows of P, times 4 tokens, that a thread makes. */
   readonly threadQuads: number;
+  /** A row's maximum comes together by shuffles too. */
+  readonly shuffleMax: boolean;
   /** Rows of O that a thread holds, times `outWords` words of two columns. */
   readonly outRows: number;
   readonly outWords: number;
@@ -44,77 +73,92 @@ export interface DecodeConfig {
   readonly workgroupBytes: number;
 }
 
-interface Candidate {
-  readonly rows: number;
-  readonly tokens: number;
-  readonly threads: number;
-  readonly rowTile: number;
-}
-
-/** Ascending in rows; within a row count, the fastest first. */
-const CANDIDATES: Readonly<Record<DeviceKind, readonly Candidate[]>> = {
-  gpu: [
-    { rows: 4, tokens: 16, threads: 128, rowTile: 2 },
-    { rows: 4, tokens: 8, threads: 128, rowTile: 1 },
-    { rows: 16, tokens: 16, threads: 256, rowTile: 2 },
-    { rows: 16, tokens: 8, threads: 128, rowTile: 2 },
-  ],
-  // A software adapter runs threads one after another, 4 lanes at a time, and pays for each at every barrier: few threads
-  // with much in registers each.
-  software: [
-    { rows: 4, tokens: 16, threads: 32, rowTile: 4 },
-    { rows: 4, tokens: 8, threads: 32, rowTile: 4 },
-    { rows: 16, tokens: 16, threads: 32, rowTile: 8 },
-    { rows: 16, tokens: 8, threads: 32, rowTile: 8 },
-  ],
-};
-
-export type DeviceKind = 'gpu' | 'software';
-
-/** Row tiles, ascending, for the scheduler. */
-export const ROW_TILES: readonly number[] = [4, 16];
-
-export interface Verdict {
-  readonly config: DecodeConfig | undefined;
-  /** Why each candidate before the chosen one was passed over. */
+/** Configurations that fit, best guess first, and why each other one does not. */
+export interface Candidates {
+  readonly fits: readonly DecodeConfig[];
   readonly rejected: readonly string[];
 }
 
-/** @param rows query rows a KV head */
-export function chooseDecodeConfig(problem: Pick<Problem, 'dQk' | 'dV'>, rows: number, limits: KernelLimits, kind: DeviceKind): Verdict {
-  const wanted = ROW_TILES.find((tile) => tile >= rows) ?? ROW_TILES[ROW_TILES.length - 1]!;
+/**
+ * Those of the device's tier; where none fits, those of the next.
+ * @param rows query rows a KV head
+ */
+export function decodeCandidates(problem: DecodeProblem, rows: number, traits: DeviceTraits): Candidates {
   const rejected: string[] = [];
-  const order = [...CANDIDATES[kind].filter((c) => c.rows === wanted), ...CANDIDATES[kind].filter((c) => c.rows < wanted).reverse()];
-  for (const candidate of order) {
-    const config = complete(candidate, problem);
-    const why = refuse(config, limits);
-    if (!why) return { config, rejected };
-    rejected.push(`${config.rows} rows x ${config.tokens} tokens: ${why}`);
+  for (const tier of TIERS.slice(TIERS.indexOf(traits.tier))) {
+    const fits: DecodeConfig[] = [];
+    for (const config of ofTier(tier, problem, traits)) {
+      const why = refuse(config, problem, traits);
+      if (why === undefined) fits.push(config);
+      else rejected.push(`${config.key}: ${why}`);
+    }
+    if (fits.length > 0) return { fits: inOrder(fits, rows), rejected };
   }
-  return { config: undefined, rejected };
+  return { fits: [], rejected };
 }
 
-function complete({ rows, tokens, threads, rowTile }: Candidate, { dQk, dV }: Pick<Problem, 'dQk' | 'dV'>): DecodeConfig {
-  const slices = (threads * rowTile * 4) / (rows * tokens);
+/** The configuration named `preferredKey` where it fits, else the best guess; undefined where none fits. */
+export function chooseDecodeConfig(
+  problem: DecodeProblem, rows: number, traits: DeviceTraits, preferredKey?: string,
+): { config: DecodeConfig | undefined; rejected: readonly string[] } {
+  const { fits, rejected } = decodeCandidates(problem, rows, traits);
+  return { config: fits.find(({ key }) => key === preferredKey) ?? fits[0], rejected };
+}
+
+/** DeepSeek's heads: row tiles for the scheduler, which does not know the heads, are those that fit these. */
+const USUAL: DecodeProblem = { dQk: 576, dV: 512, dtype: 'bf16', blockSize: 64 };
+
+/** What the scheduler must know of the device. */
+export function scheduleInfo(traits: DeviceTraits): ScheduleInfo {
+  const rowTiles = [...new Set(decodeCandidates(USUAL, Infinity, traits).fits.map(({ rows }) => rows))].sort((a, b) => a - b);
+  return { ...occupancy(traits), rowTiles };
+}
+
+/** The tile that wastes fewest rows first, then smaller ones: a larger one only wastes. The table's order within a tile. */
+function inOrder(fits: readonly DecodeConfig[], rows: number): DecodeConfig[] {
+  const wanted = chooseRowTile([...new Set(fits.map((c) => c.rows))].sort((a, b) => a - b), rows);
+  return fits.filter((c) => c.rows <= wanted).sort((a, b) => b.rows - a.rows);
+}
+
+function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): DecodeConfig[] {
+  return tier === 'matrix' ? [] : candidates(tier, traits).map((candidate) => complete(tier, candidate, problem, traits));
+}
+
+function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig {
+  const { rows, tokens, threads, rowTile, quadTile = 1, outWords = 4, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false } = candidate;
+  const shuffles = tier === 'subgroup';
+  const quads = tokens / 4;
+  const slices = (scoreThreads * rowTile * quadTile) / (rows * quads);
+  const units = dQk / 2 / vec;
+  // Eight lanes at a time load 16 bytes each: fewer slices than that reach the token four on too, which must lie in other banks.
+  const stride = vec === 4 && slices < 8 ? units | 1 : units;
   // Rows of O a thread: a divisor of the tile, so that no thread's rows reach into the next one.
-  const outLanes = Math.min(threads, dV / 2);
-  const outGroups = Math.floor(threads / outLanes);
-  const threadQuads = Math.ceil((rows * tokens) / 4 / threads);
-  const wordUnroll = (dQk / 2) % (slices * 2) === 0 ? 2 : 1;
-  let outRows = Math.ceil(rows / outGroups);
+  const outLanes = Math.min(threads, Math.ceil(dV / 2 / outWords));
+  let outRows = Math.ceil(rows / Math.floor(threads / outLanes));
   while (rows % outRows !== 0) outRows++;
-  // The KV step; slice sums, scores and probabilities, 16 bytes a quad; two floats a row.
-  const workgroupBytes = tokens * dQk * 2 + 16 * (rows * tokens / 4) * (slices + 2) + 8 * rows;
-  return { rows, tokens, threads, rowTile, slices, wordUnroll, threadQuads, outRows, outWords: Math.ceil(dV / 2 / outLanes), outLanes, workgroupBytes };
+  // The KV step; slice sums and probabilities, 16 bytes a quad; a float a quad and two a row.
+  const workgroupBytes = tokens * stride * vec * 4 + rows * quads * (16 * ((shuffles ? 0 : slices) + 1) + 4) + 8 * rows;
+  return {
+    rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, tier,
+    key: `${tier} ${rows}x${tokens}/${threads} s${rowTile}x${quadTile}/${scoreThreads}${prefetch ? ' prefetch' : ''}`,
+    slices, stride, stageLanes: vec === 4 ? Math.max(threads / tokens, 8) : Math.min(threads, 32),
+    threadQuads: shuffles ? Math.max(1, rowTile / slices) * quadTile : Math.ceil((rows * quads) / threads),
+    shuffleMax: shuffles && quadTile === 1 && slices * quads <= (subgroupSize?.min ?? 0),
+    outRows, outWords: Math.ceil(dV / 2 / outLanes), outLanes, workgroupBytes,
+  };
 }
 
-function refuse(config: DecodeConfig, limits: KernelLimits): string | undefined {
-  if (config.threads > limits.maxComputeInvocationsPerWorkgroup || config.threads > limits.maxComputeWorkgroupSizeX) {
-    return `${config.threads} threads exceed ${Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX)}`;
+function refuse(config: ScalarConfig, { blockSize = 16 }: DecodeProblem, { limits, subgroupSize }: DeviceTraits): string | undefined {
+  const { threads, tokens, slices, workgroupBytes, tier } = config;
+  if (threads > limits.maxComputeInvocationsPerWorkgroup || threads > limits.maxComputeWorkgroupSizeX) {
+    return `${threads} threads exceed ${Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX)}`;
   }
-  if (config.workgroupBytes > limits.maxComputeWorkgroupStorageSize) {
-    return `${config.workgroupBytes} B of workgroup memory exceed ${limits.maxComputeWorkgroupStorageSize}`;
+  if (workgroupBytes > limits.maxComputeWorkgroupStorageSize) {
+    return `${workgroupBytes} B of workgroup memory exceed ${limits.maxComputeWorkgroupStorageSize}`;
   }
+  if (blockSize % tokens !== 0) return `${tokens} tokens do not divide blocks of ${blockSize}`;
+  const lanes = subgroupSize?.min ?? 0;
+  if (tier === 'subgroup' && slices > lanes) return `${slices} slices exceed subgroups of ${lanes}`;
   return undefined;
 }
 

@@ -1,32 +1,81 @@
-/** Launcher of shaders/decode.wgsl: the split-KV kernel. */
-import type { DecodeOp } from '../backend.ts';
+/** Launcher of shaders/decode.wgsl: the split-KV kernel of the base and subgroup tiers. */
 import bf16Source from '../../shaders/bf16.wgsl?raw';
 import decodeSource from '../../shaders/decode.wgsl?raw';
-import { type DecodeConfig, type Segmentation } from './config.ts';
-import { constants, kvBindings, loadKv, unroll, type Kernel, type KernelCache } from './kernel.ts';
+import subgroupSource from '../../shaders/subgroup.wgsl?raw';
+import type { DecodeProblem, ScalarConfig, Segmentation } from './config.ts';
+import { constants, expand, kvBindings, loadKv, type Kernels } from './kernel.ts';
 import { PLAN_LAYOUT } from '../plan.ts';
 
 /** Bindings: q, plan, partials, out, lse, then the cache's segments. */
-export function decodeKernel(kernels: KernelCache, op: DecodeOp, config: DecodeConfig, { segments, blocksPerSegment }: Segmentation): Kernel {
-  const { dtype, dQk, dV } = op;
-  const { rows, tokens, threads, rowTile, slices, threadQuads, wordUnroll, outRows, outWords, outLanes } = config;
-  const key = `decode ${dtype} d${dQk}/${dV} ${rows}x${tokens}/${threads} kv${segments}`;
+export function decodeKernel<Result>(kernels: Kernels<Result>, op: DecodeProblem, config: ScalarConfig, kv: Segmentation): Result {
+  const unit = config.vec === 4 ? 'vec4<u32>' : 'u32';
   return kernels.get(
-    key,
+    `decode ${op.dtype} d${op.dQk}/${op.dV} ${config.key} kv${kv.segments}`,
     () => [
-      { name: 'q', access: 'read', element: 'u32' },
+      { name: 'q', access: 'read', element: unit },
       { name: 'plan', access: 'read', element: 'u32' },
       { name: 'partials', access: 'read_write', element: 'vec2<f32>' },
       { name: 'out', access: 'read_write', element: 'u32' },
       { name: 'lse', access: 'read_write', element: 'u32' },
-      ...kvBindings(segments, 'read', 'u32'),
+      ...kvBindings(kv.segments, 'read', unit),
     ],
-    () => {
-      const values = {
-        ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', WORDS: dQk / 2, V_WORDS: dV / 2, BLOCKS_PER_SEGMENT: blocksPerSegment,
-        ROWS: rows, TOKENS: tokens, QUADS: tokens / 4, THREADS: threads, ROW_TILE: rowTile, SLICES: slices, THREAD_QUADS: threadQuads, WORD_UNROLL: wordUnroll, OUT_ROWS: outRows, OUT_WORDS: outWords, OUT_LANES: outLanes,
-      };
-      return [constants(values), loadKv(segments), bf16Source, unroll(decodeSource, values)].join('\n');
-    },
+    () => decodeShader(op, config, kv),
+    config.tier === 'subgroup' ? ['subgroups'] : [],
   );
+}
+
+/** What follows the bindings. */
+export function decodeShader({ dtype, dQk, dV }: DecodeProblem, config: ScalarConfig, { segments, blocksPerSegment }: Segmentation): string {
+  const { tokens, vec, stageLanes, threads } = config;
+  const shuffles = config.tier === 'subgroup';
+  const units = dQk / 2 / vec;
+  const stageTurns = Math.ceil(units / stageLanes);
+  const stageTokens = threads / stageLanes;
+  const values = {
+    ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', V_WORDS: dV / 2, BLOCKS_PER_SEGMENT: blocksPerSegment,
+    ROWS: config.rows, TOKENS: tokens, QUADS: tokens / 4, THREADS: threads, VEC: vec, UNITS: units, STRIDE: config.stride,
+    STAGE_LANES: stageLanes, STAGE_TOKENS: stageTokens, STAGE_TURNS: stageTurns, STAGE_LOADS: stageTurns * (tokens / stageTokens), PREFETCH: config.prefetch,
+    SCORE_THREADS: config.scoreThreads, ROW_TILE: config.rowTile, QUAD_TILE: config.quadTile, QUAD_TILES: tokens / 4 / config.quadTile, SLICES: config.slices,
+    THREAD_QUADS: config.threadQuads, SHUFFLE_SUMS: shuffles, SHUFFLE_MAX: config.shuffleMax, QUAD_PROBS: config.quadProbs,
+    OUT_ROWS: config.outRows, OUT_WORDS: config.outWords, OUT_LANES: config.outLanes, OUT_GROUPS: config.rows / config.outRows,
+  };
+  return [
+    constants(values), loadKv(segments, vec === 4 ? 'vec4<u32>' : 'u32'), bf16Source, unitFunctions(vec), ...(shuffles ? [subgroupSource] : []),
+    expand(decodeSource, values).replace(/^ *SHUFFLES$/m, shuffles ? shuffledSums(config) : ''),
+  ].join('\n');
+}
+
+/** A unit is what a load takes: one word, or four. */
+function unitFunctions(vec: 1 | 4): string {
+  return vec === 1
+    ? `alias Unit = u32;
+fn word_of(x: Unit, i: u32) -> u32 { return x; }
+fn tile_word(token: u32, word: u32) -> u32 { return kv_tile[token * STRIDE + word]; }
+fn finite_unit(x: Unit) -> Unit { return finite_or_zero(x); }`
+    : `alias Unit = vec4<u32>;
+fn word_of(x: Unit, i: u32) -> u32 { return x[i]; }
+fn tile_word(token: u32, word: u32) -> u32 { return kv_tile[token * STRIDE + word / 4u][word % 4u]; }
+fn finite_unit(x: Unit) -> Unit { return Unit(finite_or_zero(x.x), finite_or_zero(x.y), finite_or_zero(x.z), finite_or_zero(x.w)); }`;
+}
+
+/**
+ * `dots_i` from the sums of SLICES neighbouring lanes: rows are halved over pairs of lanes, so that a lane with slice s ends with the
+ * rows s, s + SLICES, ...; lanes past the rows add up, and hold copies.
+ */
+export function shuffledSums({ rowTile, quadTile, slices }: Pick<ScalarConfig, 'rowTile' | 'quadTile' | 'slices'>): string {
+  const lines: string[] = [];
+  for (let g = 0; g < quadTile; g++) {
+    let names = Array.from({ length: rowTile }, (_, r) => `sum_${r}_${g}`);
+    for (let mask = 1; mask < slices; mask *= 2) {
+      const pairs = Math.ceil(names.length / 2);
+      const next = Array.from({ length: pairs }, (_, j) => `dot_${g}_${mask}_${j}`);
+      next.forEach((name, j) => {
+        const [a, b] = [names[2 * j]!, names[2 * j + 1]];
+        lines.push(`let ${name} = ${b === undefined ? `${a} + subgroupShuffleXor(${a}, ${mask}u)` : `halve(${a}, ${b}, (slice & ${mask}u) != 0u, ${mask}u)`};`);
+      });
+      names = next;
+    }
+    names.forEach((name, j) => lines.push(`let dots_${j * quadTile + g} = ${name};`));
+  }
+  return lines.map((line) => `        ${line}`).join('\n');
 }

@@ -3,6 +3,9 @@
  */
 import { MlaError, describe } from '../errors.ts';
 import type { KernelLimits } from './config.ts';
+import type { SubgroupSize } from './subgroup-test.ts';
+import { checkTier, type Tier } from './tier.ts';
+import { checkTuneMode, type TuneMode } from './tune-mode.ts';
 
 export interface DeviceOptions {
   /** Where adapters come from; `navigator.gpu` when absent. */
@@ -15,11 +18,12 @@ export interface DeviceOptions {
   readonly tier?: Tier;
   /** 'adapter' (default) asks for all that the adapter has; 'default' keeps to WebGPU's defaults, as a page must that cannot choose. */
   readonly limits?: 'adapter' | 'default';
+  /**
+   * Choice of kernel configurations by measuring. 'auto': use what is remembered, and measure in the background, once,
+   * what is not. 'stored': only use what is remembered. 'off': a fixed choice. 'auto' when absent, 'stored' on software adapters.
+   */
+  readonly tune?: TuneMode;
 }
-
-/** Kernel tiers: `base` needs core WebGPU only. */
-export type Tier = 'base';
-const TIERS: readonly Tier[] = ['base'];
 
 const LIMITS = [
   'maxStorageBufferBindingSize', 'maxBufferSize', 'maxStorageBuffersPerShaderStage', 'maxComputeWorkgroupStorageSize',
@@ -27,7 +31,19 @@ const LIMITS = [
 ] as const satisfies readonly (keyof KernelLimits)[];
 
 /** Asked for where the adapter has them. */
-const FEATURES: readonly string[] = ['timestamp-query'];
+const FEATURES: readonly string[] = ['timestamp-query', 'subgroups', 'shader-f16', 'chromium-experimental-subgroup-matrix'];
+
+/** What adapters say of subgroups, where they say it: newer than the type declarations. */
+type SubgroupInfo = Partial<Record<'subgroupMinSize' | 'subgroupMaxSize', number>> & { readonly subgroupMatrixConfigs?: Iterable<MatrixConfig> };
+
+/** A kind of subgroup matrices. */
+export interface MatrixConfig {
+  readonly componentType: string;
+  readonly resultComponentType: string;
+  readonly M: number;
+  readonly N: number;
+  readonly K: number;
+}
 
 export class GpuContext {
   readonly device: GPUDevice;
@@ -37,6 +53,9 @@ export class GpuContext {
   readonly name: string;
   readonly software: boolean;
   readonly vendor: string;
+  readonly architecture: string;
+  readonly subgroupSize: SubgroupSize | undefined;
+  readonly matrixConfigs: readonly MatrixConfig[];
   /** Rejects when the device is lost, and stays unhandled by nobody: race against it. */
   readonly lost: Promise<never>;
   #error: MlaError | undefined;
@@ -48,6 +67,10 @@ export class GpuContext {
     this.limits = readLimits(device.limits);
     this.features = [...device.features].sort();
     this.vendor = info?.vendor ?? '';
+    this.architecture = info?.architecture ?? '';
+    const { subgroupMinSize: min, subgroupMaxSize: max, subgroupMatrixConfigs = [] } = (info ?? {}) as SubgroupInfo;
+    this.subgroupSize = min !== undefined && max !== undefined ? { min, max } : undefined;
+    this.matrixConfigs = [...subgroupMatrixConfigs];
     this.name = [info?.description || info?.device, info?.vendor, info?.architecture].filter(Boolean).join(', ') || 'unnamed WebGPU device';
     this.software = (info as { isFallbackAdapter?: boolean } | undefined)?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe/i.test(this.name);
     this.lost = device.lost.then((reason) => {
@@ -135,9 +158,8 @@ function readLimits(limits: GPUSupportedLimits): KernelLimits {
 
 /** @throws MlaError backend-unavailable (no WebGPU, no adapter, no device), invalid-argument, device-lost */
 export async function openDevice(options: DeviceOptions): Promise<GpuContext> {
-  if (options.tier !== undefined && !TIERS.includes(options.tier)) {
-    throw new MlaError('invalid-argument', 'no such kernel tier', { argument: 'tier', expected: TIERS.join(', '), got: describe(options.tier) });
-  }
+  checkTier(options.tier);
+  checkTuneMode(options.tune);
   if (options.device) {
     const { device } = options;
     if (typeof device.createBuffer !== 'function') {

@@ -16,7 +16,7 @@ export type Access = 'read' | 'read_write';
 export interface Binding {
   readonly name: string;
   readonly access: Access;
-  readonly element: 'u32' | 'vec2<f32>';
+  readonly element: 'u32' | 'vec2<u32>' | 'vec4<u32>' | 'vec2<f32>' | 'vec4<f32>';
 }
 
 /** `const NAME = value;` for every entry; numbers are u32. */
@@ -26,33 +26,50 @@ export function constants(values: Readonly<Record<string, number | boolean>>): s
     .join('\n');
 }
 
+type Values = Readonly<Record<string, number | boolean>>;
+
 /**
- * Expands `#unroll x < COUNT` ... `#end` (nested, each alone on its line): the lines between, COUNT times, with $x
- * replaced by 0, 1, ... COUNT is a number or a key of `values`. Kernels use it where arrays must live in registers:
- * not every WGSL compiler unrolls, and one that does not keeps an array that a loop indexes in memory.
+ * Expands a kernel's directives, each alone on its line and ended by `#end`; they nest.
+ *   #unroll x < COUNT   the lines between, COUNT times, with $x replaced by 0, 1, ...; COUNT is a number or a key of `values`
+ *   #if NAME, #if !NAME the lines between, or those after `#else`, as `values` says
+ * Kernels unroll where arrays must live in registers: not every WGSL compiler does, and one that does not keeps an array that a
+ * loop indexes in memory.
  */
-export function unroll(source: string, values: Readonly<Record<string, number | boolean>>): string {
+export function expand(source: string, values: Values): string {
   const lines = source.split('\n');
-  const expand = (from: number, to: number): string[] => {
-    const out: string[] = [];
-    for (let i = from; i < to; i++) {
-      const open = /^\s*#unroll (\w+) < (\w+)$/.exec(lines[i]!);
-      if (!open) {
-        out.push(lines[i]!);
-        continue;
+  const bad = (line: string): MlaError => new MlaError('internal', `bad ${line.trim()}`);
+  /** The lines from `from` up to what ends them, and where that is. */
+  const block = (from: number): { text: string[]; end: number } => {
+    const text: string[] = [];
+    for (let i = from; i < lines.length; i++) {
+      const line = lines[i]!;
+      const [, directive, rest = ''] = /^\s*#(\w+) ?(.*)$/.exec(line) ?? [];
+      if (directive === undefined) {
+        text.push(line);
+      } else if (directive === 'end' || directive === 'else') {
+        return { text, end: i };
+      } else {
+        const first = block(i + 1);
+        const otherwise = /^\s*#else$/.test(lines[first.end] ?? '') ? block(first.end + 1) : undefined;
+        i = (otherwise ?? first).end;
+        if (i >= lines.length) throw bad(line);
+        text.push(...directed(directive, rest, first.text, otherwise?.text, bad(line)));
       }
-      let depth = 1;
-      let end = i + 1;
-      for (; end < to && depth > 0; end++) depth += /^\s*#unroll /.test(lines[end]!) ? 1 : /^\s*#end$/.test(lines[end]!) ? -1 : 0;
-      const count = Number(values[open[2]!] ?? open[2]);
-      if (depth > 0 || !Number.isInteger(count)) throw new MlaError('internal', `bad ${lines[i]!.trim()}`);
-      const body = expand(i + 1, end - 1).join('\n');
-      for (let k = 0; k < count; k++) out.push(body.replaceAll(new RegExp(`\\$${open[1]}(?![a-tv-zA-Z0-9])`, 'g'), String(k)));
-      i = end - 1;
     }
-    return out;
+    return { text, end: lines.length };
   };
-  return expand(0, lines.length).join('\n');
+  const directed = (directive: string, rest: string, first: string[], otherwise: string[] | undefined, fault: MlaError): string[] => {
+    const [, not, name] = /^(!?)(\w+)$/.exec(rest) ?? [];
+    if (directive === 'if' && typeof values[name!] === 'boolean') return values[name!] === (not === '') ? first : otherwise ?? [];
+    const [, variable, bound] = /^(\w+) < (\w+)$/.exec(rest) ?? [];
+    const count = Number(values[bound!] ?? bound);
+    if (directive !== 'unroll' || otherwise || !Number.isInteger(count)) throw fault;
+    const pattern = new RegExp(`\\$${variable}(?![a-tv-zA-Z0-9])`, 'g');
+    return Array.from({ length: count }, (_, k) => first.map((line) => line.replaceAll(pattern, String(k)))).flat();
+  };
+  const { text, end } = block(0);
+  if (end < lines.length) throw bad(lines[end]!);
+  return text.join('\n');
 }
 
 /** A cache's bindings, one a segment. */
@@ -61,9 +78,9 @@ export function kvBindings(segments: number, access: Access, element: Binding['e
 }
 
 /** `load_kv(segment, index)` over those bindings. The segment is the same for a whole workgroup. */
-export function loadKv(segments: number): string {
+export function loadKv(segments: number, element: Binding['element']): string {
   const cases = Array.from({ length: segments - 1 }, (_, i) => `  if (segment == ${i}u) { return kv${i}[index]; }\n`).join('');
-  return `fn load_kv(segment: u32, index: u32) -> u32 {\n${cases}  return kv${segments - 1}[index];\n}`;
+  return `fn load_kv(segment: u32, index: u32) -> ${element} {\n${cases}  return kv${segments - 1}[index];\n}`;
 }
 
 /** `store_kv(segment, index, value)` over those bindings. */
@@ -72,9 +89,17 @@ export function storeKv(segments: number): string {
   return `fn store_kv(segment: u32, index: u32, value: u32) {\n${cases}}`;
 }
 
-export class KernelCache {
+/** Where launchers get their kernels: at once, or compiled in the background. */
+export interface Kernels<Result> {
+  /** The kernel named `key`, compiled from `source` with `bindings` at @group(0) on first use; `enables` are WGSL's extensions. */
+  get(key: string, bindings: () => readonly Binding[], source: () => string, enables?: readonly string[]): Result;
+}
+
+export class KernelCache implements Kernels<Kernel> {
   readonly #gpu: GpuContext;
   readonly #kernels = new Map<string, Kernel>();
+  /** The same kernels, compiled while the device works on. A refusal rejects, and is nobody else's concern. @throws MlaError internal */
+  readonly background: Kernels<Promise<Kernel>> = { get: (...kernel) => this.#getInBackground(...kernel) };
 
   constructor(gpu: GpuContext) {
     this.#gpu = gpu;
@@ -84,30 +109,15 @@ export class KernelCache {
     return this.#kernels.size;
   }
 
-  /** The kernel named `key`, compiled from `source` with `bindings` at @group(0) on first use. */
-  get(key: string, bindings: () => readonly Binding[], source: () => string): Kernel {
+  get(key: string, bindings: () => readonly Binding[], source: () => string, enables: readonly string[] = []): Kernel {
     const known = this.#kernels.get(key);
     if (known) {
       if (known.fault) throw known.fault;
       return known;
     }
-    const { device } = this.#gpu;
-    const list = bindings();
-    const header = list.map(({ name, access, element }, i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
-    const code = `${header}\n\n${source()}`;
     const { value, fault } = this.#gpu.watch(`compiling ${key}`, () => {
-      const layout = device.createBindGroupLayout({
-        label: key,
-        entries: list.map(({ access }, binding) => ({
-          binding, visibility: 0x4 /* COMPUTE */, buffer: { type: access === 'read' ? 'read-only-storage' as const : 'storage' as const },
-        })),
-      });
-      const pipeline = device.createComputePipeline({
-        label: key,
-        layout: device.createPipelineLayout({ label: key, bindGroupLayouts: [layout] }),
-        compute: { module: device.createShaderModule({ label: key, code }), entryPoint: 'main' },
-      });
-      return { layout, pipeline };
+      const { layout, descriptor } = this.#describe(key, bindings(), source(), enables);
+      return { layout, pipeline: this.#gpu.device.createComputePipeline(descriptor) };
     });
     const kernel: Kernel = {
       ...value, fault: undefined,
@@ -119,11 +129,44 @@ export class KernelCache {
     this.#kernels.set(key, kernel);
     return kernel;
   }
-}
 
-/** A bind group of whole buffers, in binding order. */
-export function bindGroup(device: GPUDevice, kernel: Kernel, buffers: readonly GPUBuffer[], label: string): GPUBindGroup {
-  return device.createBindGroup({
-    label, layout: kernel.layout, entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })),
-  });
+  async #getInBackground(key: string, bindings: () => readonly Binding[], source: () => string, enables: readonly string[] = []): Promise<Kernel> {
+    const known = this.#kernels.get(key);
+    if (known) {
+      await known.compiled;
+      if (known.fault) throw known.fault;
+      return known;
+    }
+    const { value, fault } = this.#gpu.watch(`compiling ${key}`, () => {
+      const { layout, descriptor } = this.#describe(key, bindings(), source(), enables);
+      const pipeline = this.#gpu.device.createComputePipelineAsync(descriptor);
+      pipeline.catch(() => undefined);
+      return { layout, pipeline };
+    });
+    const error = await fault;
+    if (error) throw error;
+    const pipeline = await value.pipeline.catch((cause: Error) => {
+      throw new MlaError('internal', `compiling ${key}: ${cause.message}`, { cause });
+    });
+    // Unless a call has come meanwhile that could not wait.
+    const kernel = this.#kernels.get(key) ?? { pipeline, layout: value.layout, fault: undefined, compiled: Promise.resolve() };
+    this.#kernels.set(key, kernel);
+    return kernel;
+  }
+
+  #describe(key: string, list: readonly Binding[], source: string, enables: readonly string[]): { layout: GPUBindGroupLayout; descriptor: GPUComputePipelineDescriptor } {
+    const { device } = this.#gpu;
+    const header = list.map(({ name, access, element }, i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
+    const layout = device.createBindGroupLayout({
+      label: key,
+      entries: list.map(({ access }, binding) => ({
+        binding, visibility: 0x4 /* COMPUTE */, buffer: { type: access === 'read' ? 'read-only-storage' as const : 'storage' as const },
+      })),
+    });
+    const module = device.createShaderModule({ label: key, code: [...enables.map((name) => `enable ${name};`), header, '', source].join('\n') });
+    return {
+      layout,
+      descriptor: { label: key, layout: device.createPipelineLayout({ label: key, bindGroupLayouts: [layout] }), compute: { module, entryPoint: 'main' } },
+    };
+  }
 }

@@ -20,10 +20,15 @@ const POOLED_BYTES = 256 << 20;
 
 export class DeviceMemory {
   readonly #gpu: GpuContext;
-  readonly #pool = new Pool<Allocation>(({ buffer }) => buffer.destroy(), POOLED_BYTES);
+  readonly #pool: Pool<Allocation>;
 
-  constructor(gpu: GpuContext) {
+  /** @param onDestroy told of each buffer that is freed for good */
+  constructor(gpu: GpuContext, onDestroy: (buffer: GPUBuffer) => void) {
     this.#gpu = gpu;
+    this.#pool = new Pool(({ buffer }) => {
+      onDestroy(buffer);
+      buffer.destroy();
+    }, POOLED_BYTES);
   }
 
   /** A storage buffer of at least `bytes`. Contents are unspecified. @throws MlaError limit-exceeded, device-lost */

@@ -2,6 +2,7 @@
 import { elementBytes, elementCount, type TensorSpec } from '../backend.ts';
 import { MlaError, shapeText } from '../errors.ts';
 import { ONE_SEGMENT, segmentPool, type KernelLimits, type Segmentation } from './config.ts';
+import { roomToGrow } from '../pool.ts';
 import type { Allocation, DeviceMemory } from './memory.ts';
 
 export interface Storage extends Segmentation {
@@ -30,7 +31,9 @@ export function allocate(spec: TensorSpec, memory: DeviceMemory, limits: KernelL
   try {
     for (let i = 0; i < segments; i++) {
       const held = segments === 1 ? rows : Math.min(blocksPerSegment, rows - i * blocksPerSegment);
-      allocations.push(memory.storage(held * rowBytes, segments === 1 ? label : `${label} part ${i}`));
+      // Tables and lengths come anew each step, a little longer at times.
+      const bytes = spec.dtype === 'i32' ? roomToGrow(held * rowBytes) : held * rowBytes;
+      allocations.push(memory.storage(bytes, segments === 1 ? label : `${label} part ${i}`));
     }
   } catch (error) {
     for (const allocation of allocations) memory.release(allocation);

@@ -8,24 +8,27 @@ const PASSES = 2048; // two queries each: WebGPU's query sets hold 4096
 export class Timer {
   readonly #gpu: GpuContext;
   readonly #memory: DeviceMemory;
+  readonly #wait: <T>(work: Promise<T>) => Promise<T>;
   #queries: GPUQuerySet | undefined;
   #resolve: GPUBuffer | undefined;
   #passes = -1; // negative: not measuring
   #start = 0;
 
-  constructor(gpu: GpuContext, memory: DeviceMemory) {
+  /** @param wait how to wait for the device; telling of errors noted since the last wait when absent */
+  constructor(gpu: GpuContext, memory: DeviceMemory, wait = <T>(work: Promise<T>): Promise<T> => gpu.settle(work)) {
     this.#gpu = gpu;
     this.#memory = memory;
+    this.#wait = wait;
   }
 
-  get #onDevice(): boolean {
+  get onDevice(): boolean {
     return this.#gpu.features.includes('timestamp-query');
   }
 
   async begin(): Promise<void> {
     if (this.#passes >= 0) throw new MlaError('invalid-argument', 'a measurement is under way', { argument: 'time', fix: 'Measure one thing at a time' });
     this.#passes = 0;
-    if (this.#onDevice) {
+    if (this.onDevice) {
       const { device } = this.#gpu;
       this.#queries ??= device.createQuerySet({ label: 'timer', type: 'timestamp', count: 2 * PASSES });
       this.#resolve ??= device.createBuffer({ label: 'timer', size: 16 * PASSES, usage: 0x200 | 0x04 /* QUERY_RESOLVE | COPY_SRC */ });
@@ -50,7 +53,7 @@ export class Timer {
     this.#passes = -1;
     const { device } = this.#gpu;
     if (!this.#queries) {
-      await this.#gpu.settle(device.queue.onSubmittedWorkDone());
+      await this.#wait(device.queue.onSubmittedWorkDone());
       return { ms: performance.now() - this.#start, source: 'wall' };
     }
     if (passes === 0) return { ms: 0, source: 'device' };
@@ -59,7 +62,7 @@ export class Timer {
     encoder.resolveQuerySet(this.#queries, 0, 2 * passes, this.#resolve!, 0);
     encoder.copyBufferToBuffer(this.#resolve!, 0, staging.buffer, 0, 16 * passes);
     device.queue.submit([encoder.finish()]);
-    await this.#gpu.settle(staging.buffer.mapAsync(1 /* READ */, 0, 16 * passes));
+    await this.#wait(staging.buffer.mapAsync(1 /* READ */, 0, 16 * passes));
     const times = new BigUint64Array(staging.buffer.getMappedRange(0, 16 * passes));
     let nanoseconds = 0;
     for (let i = 0; i < passes; i++) nanoseconds += Number(times[2 * i + 1]! - times[2 * i]!);

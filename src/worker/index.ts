@@ -6,20 +6,20 @@
  * that both sides behave alike. Arrays are copied unless a HostTensor says `transfer`.
  */
 import { expose, releaseProxy, transfer, wrap, type Endpoint, type Remote } from 'comlink';
-import type { Backend, HostData, TensorSpec } from '../backend.ts';
+import type { Backend, HostData, TensorSpec, TuneOp } from '../backend.ts';
 import { MlaError, type MlaErrorData } from '../errors.ts';
 import { MlaHost } from '../host.ts';
 import { createBackend, type CreateOptions } from '../index.ts';
-import type { MemoryStats, Mla, MlaInfo } from '../mla.ts';
+import type { MemoryStats, Mla, MlaInfo, TuneReport } from '../mla.ts';
 
 /** A Worker, a MessagePort, or Node's worker_threads.Worker or parentPort. */
 export type WorkerLike = { postMessage(message: never, transfer?: never): void } & ({ addEventListener: Endpoint['addEventListener'] } | { on(event: string, listener: (value: never) => void): unknown });
 
 /** Options that survive `postMessage`: no devices or adapters. */
-export type WorkerOptions = Pick<CreateOptions, 'backend' | 'powerPreference' | 'limits' | 'tier'>;
+export type WorkerOptions = Pick<CreateOptions, 'backend' | 'powerPreference' | 'limits' | 'tier' | 'tune'>;
 
-/** An outcome as data: errors keep their type across threads. */
-type Outcome<T> = { value: T } | { error: MlaErrorData };
+/** An outcome as data: errors keep their type across threads. `info` comes along when it has changed. */
+type Outcome<T> = ({ value: T } | { error: MlaErrorData }) & { info?: MlaInfo };
 
 /** What the worker exposes. */
 interface Service {
@@ -33,17 +33,19 @@ interface Service {
  */
 export function serve(create: (options: WorkerOptions) => Promise<Backend> = createBackend, endpoint?: WorkerLike): void {
   let backend: Backend | undefined;
+  let told: MlaInfo | undefined;
   const service: Service = {
     open: (options) =>
       outcome(async () => {
         backend = await create(options);
-        return backend.info;
+        return (told = backend.info);
       }),
     call: async (method, args) => {
       const result = await outcome(async () => {
         if (!backend) throw new MlaError('destroyed', 'the worker serves no backend');
-        return (backend[method] as (...args: unknown[]) => unknown).apply(backend, args);
+        return (backend[method] as ((...args: unknown[]) => unknown) | undefined)?.apply(backend, args);
       });
+      if (backend && backend.info !== told) result.info = told = backend.info;
       const value = 'value' in result ? result.value : undefined;
       return value instanceof ArrayBuffer ? transfer(result, [value]) : result;
     },
@@ -67,7 +69,7 @@ export async function connect(worker: WorkerLike, options: WorkerOptions = {}): 
 }
 
 class RemoteBackend implements Backend {
-  readonly info: MlaInfo;
+  info: MlaInfo;
   readonly #service: Remote<Service>;
   readonly #failed: Promise<never>;
   /** Why a tensor's creation failed over there: told again to whoever reads it. */
@@ -114,6 +116,7 @@ class RemoteBackend implements Backend {
   finished: Backend['finished'] = async () => void (await this.#call('finished', []));
   timeBegin: Backend['timeBegin'] = async () => void (await this.#call('timeBegin', []));
   timeEnd: Backend['timeEnd'] = async () => (await this.#call('timeEnd', [])) as { ms: number; source: 'device' | 'wall' };
+  tune = async (op: TuneOp): Promise<TuneReport | undefined> => (await this.#call('tune', [op])) as TuneReport | undefined;
   flushCache: Backend['flushCache'] = async () => void (await this.#call('flushCache', []));
   memory: Backend['memory'] = async () => (await this.#call('memory', [])) as MemoryStats;
 
@@ -130,7 +133,9 @@ class RemoteBackend implements Backend {
     const message = moved.length > 0 ? transfer(args, moved) : args;
     const answer = this.#service.call(method, message);
     // The answer to `destroy` itself comes after this side has closed.
-    return unwrap(await Promise.race(method === 'destroy' ? [answer, this.#failed] : [answer, this.#failed, this.#closed]));
+    const outcome = await Promise.race(method === 'destroy' ? [answer, this.#failed] : [answer, this.#failed, this.#closed]);
+    if (outcome.info) this.info = outcome.info;
+    return unwrap(outcome);
   }
 }
 

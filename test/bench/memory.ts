@@ -141,7 +141,7 @@ async function main(): Promise<number> {
   const { createMla } = (await import(built.href)) as typeof import('../../src/node.ts');
   const gpu = await softwareGpu();
   const buffers = await watchBuffers();
-  const mla = await createMla({ backend: 'webgpu', gpu });
+  const mla = await createMla({ backend: 'webgpu', gpu, tune: 'off' });
   const cache = await mla.createKvCache({ numBlocks: 40, headDim: D_V + D_ROPE, headDimV: D_V });
   const server = new Server(mla, cache);
   console.log(`${mla.info.device}: b=${STARTS.length} h_q=${H_Q} ${D_V}+${D_ROPE}, lengths ${PROMPT} to ${END}`);

@@ -1,0 +1,122 @@
+/** `flashmla-web tune`: measures kernel configurations and remembers the best, so that nobody has to wait for it later. */
+import { MlaError } from '../errors.ts';
+import type { MlaInfo, TuneArgs, TuneReport, TuneTrial } from '../mla.ts';
+import { checkTune, shapeClass } from '../shape-class.ts';
+import { openMla, type Context, type MlaChoice } from './context.ts';
+import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
+import { MLA_OPTIONS, Options } from './options.ts';
+import { checkOutput, writeOutput } from './output-file.ts';
+import { progress } from './progress.ts';
+import { readShapes } from './shapes-file.ts';
+import { tuneArgs } from './shapes.ts';
+import { figure } from './stats.ts';
+import { table } from './table.ts';
+
+export const TUNE_USAGE = `Usage: flashmla-web tune [options]
+
+      --shapes FILE       shapes whose classes to tune, as in bench/shapes.json; a short list when absent
+      --only REGEX        only shapes whose name matches
+      --json FILE         write what was found as JSON
+      --backend NAME      auto (default), cuda, webgpu or cpu
+      --tier NAME         webgpu: kernel tier
+      --no-cache          neither read nor write what is remembered
+      --forget            forget all that is remembered, and do nothing else
+
+Shapes of the same rows, heads, widths and type are one class. Each is measured, though its choice may be remembered: after
+a new driver, say. FLASHMLA_CACHE_DIR names the directory to remember in. Exit status: 0 done, 2 bad input, 1 when a class
+failed.
+`;
+
+/** A class that could not be tuned, and why. */
+interface TuneFailure {
+  readonly shapeClass: string;
+  readonly code: string;
+  readonly message: string;
+}
+
+interface TuneSummary {
+  readonly device: string;
+  readonly backend: string;
+  readonly tier: string | null;
+  readonly reports: readonly TuneReport[];
+  readonly failures: readonly TuneFailure[];
+}
+
+/** @throws MlaError */
+export async function tune(args: readonly string[], context: Context): Promise<number> {
+  const options = new Options(args, {
+    ...MLA_OPTIONS,
+    shapes: { type: 'string' },
+    only: { type: 'string' },
+    json: { type: 'string' },
+    'no-cache': { type: 'boolean' },
+    forget: { type: 'boolean' },
+  });
+  if (options.flag('help')) {
+    context.stdout.write(TUNE_USAGE);
+    return 0;
+  }
+  if (options.positionals.length > 0) throw usageError('takes no arguments', 'tune', 'options', options.positionals.join(' '));
+  if (options.flag('forget')) return forget(args, context);
+  const choice: MlaChoice = { ...options.mla(), tune: options.flag('no-cache') ? 'off' : 'stored' };
+  const shapes = await readShapes(options.text('shapes'), options.pattern('only'));
+  const json = options.text('json');
+  if (json !== undefined) await checkOutput(json, '--json');
+
+  const classes = new Map(shapes.map(tuneArgs).map((args) => [shapeClass(checkTune(args)), args]));
+  const summary = await tuneAll(classes, choice, context);
+  context.stdout.write(text(summary));
+  if (json !== undefined) await writeOutput(json, [new TextEncoder().encode(`${JSON.stringify(summary, null, 1)}\n`)]);
+  return summary.failures.length > 0 ? EXIT_FAILED : 0;
+}
+
+async function forget(args: readonly string[], { stdout, tuneStore }: Context): Promise<number> {
+  if (args.length > 1) throw usageError('goes with no other option', '--forget', '--forget alone', args.join(' '));
+  const refused = await tuneStore.forget();
+  if (refused !== undefined) throw new Error(refused);
+  stdout.write(`nothing is remembered any more in ${tuneStore.place}\n`);
+  return 0;
+}
+
+/** Every class in turn. One that fails is noted and does not keep the others from their turn. */
+async function tuneAll(classes: ReadonlyMap<string, TuneArgs>, choice: MlaChoice, context: Context): Promise<TuneSummary> {
+  const reports: TuneReport[] = [];
+  const failures: TuneFailure[] = [];
+  const mla = await openMla(context, choice);
+  const { device, backend, tier }: MlaInfo = mla.info;
+  const bar = progress(context.stderr, classes.size);
+  try {
+    for (const [name, args] of classes) {
+      bar.label(name);
+      try {
+        reports.push(await mla.tune({ ...args, again: true }));
+      } catch (error) {
+        failures.push({ shapeClass: name, code: error instanceof MlaError ? error.code : 'internal', message: oneLine(error) });
+      }
+      bar.advance();
+    }
+  } finally {
+    bar.stop();
+    await mla.destroy();
+  }
+  return { device, backend, tier: tier ?? null, reports, failures };
+}
+
+function text({ device, backend, tier, reports, failures }: TuneSummary): string {
+  const failed = failures.map(({ shapeClass: name, code, message }) => `\n${name}: not tuned (${code}): ${message}\n`).join('');
+  return `${device} (${backend}${tier === null ? '' : `, ${tier} tier`})\n${reports.map(reportText).join('')}${failed}`;
+}
+
+function reportText({ shapeClass, trials, chosen, flops = NaN, bytes = NaN, timing, note }: TuneReport): string {
+  const columns = [
+    { title: 'configuration', align: 'left' }, { title: 'slots', align: 'right' }, { title: 'long ms', align: 'right' }, { title: 'TFLOP/s', align: 'right' },
+    { title: 'GB/s', align: 'right' }, { title: 'short ms', align: 'right' }, { title: '', align: 'left' },
+  ] as const;
+  const row = ({ config, slots, longMs, shortMs, refused }: TuneTrial): string[] => {
+    const times = longMs === undefined || shortMs === undefined ? ['', '', '', ''] : [figure(longMs, 4), figure(flops / longMs / 1e9), figure(bytes / longMs / 1e6), figure(shortMs, 4)];
+    const isChosen = refused === undefined && config === chosen?.config && slots === chosen.slots;
+    return [config, slots === undefined ? '' : `${slots}`, ...times, refused ?? (isChosen ? 'chosen' : '')];
+  };
+  const heading = `\n${shapeClass}${timing === undefined ? '' : `; ${timing} time`}\n`;
+  return `${heading}${trials.length === 0 ? '' : table(columns, trials.map(row))}${note}\n`;
+}

@@ -1,0 +1,64 @@
+/** Tuning remembered in a browser, on a page or in a worker: one object store of IndexedDB. */
+import type { TuneChoice } from './mla.ts';
+import { noStore, readChoice, type TuneStore } from './tune-store.ts';
+
+const DATABASE = 'flashmla-web';
+const STORE = 'tune';
+/** A database that another page blocks, or a browser that answers never, must not keep anyone waiting. */
+const PATIENCE_MS = 1000;
+
+export function indexedDbStore(factory: IDBFactory | undefined = reachable(), patience: number = PATIENCE_MS): TuneStore {
+  if (!factory) return noStore('no IndexedDB here');
+  const request = <T>(mode: IDBTransactionMode, make: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> => within(patience, run(factory, mode, make));
+  const outcome = (work: Promise<unknown>): Promise<string | undefined> => work.then(() => undefined, (error: unknown) => `IndexedDB: ${(error as Error).message}`);
+  return {
+    place: `IndexedDB ${DATABASE}`,
+    load: async () => {
+      const entries = new Map<string, TuneChoice>();
+      const found: readonly unknown[] = await request('readonly', (store) => store.getAll()).catch(() => []);
+      for (const value of found) {
+        const choice = readChoice(value);
+        const { key } = value as { key?: unknown };
+        if (choice && typeof key === 'string') entries.set(key, choice);
+      }
+      return entries;
+    },
+    save: (key, choice) => outcome(request('readwrite', (store) => store.put({ ...choice, key }, key))),
+    forget: () => outcome(request('readwrite', (store) => store.clear())),
+  };
+}
+
+/** Some browsers throw at the mere mention, as in a sandboxed frame. */
+function reachable(): IDBFactory | undefined {
+  try {
+    return globalThis.indexedDB ?? undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+async function run<T>(factory: IDBFactory, mode: IDBTransactionMode, make: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> {
+  const opening = factory.open(DATABASE, 1);
+  opening.onupgradeneeded = () => void opening.result.createObjectStore(STORE);
+  const database = await settled(opening);
+  try {
+    return await settled(make(database.transaction(STORE, mode).objectStore(STORE)));
+  } finally {
+    database.close();
+  }
+}
+
+function settled<T>(request: IDBRequest<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error ?? new Error('refused'));
+  });
+}
+
+function within<T>(ms: number, work: Promise<T>): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`no answer within ${ms} ms`)), ms);
+  });
+  return Promise.race([work, late]).finally(() => clearTimeout(timer));
+}

@@ -1,0 +1,43 @@
+/** What tuning found, kept from one run to the next. Where and how is the environment's: IndexedDB in a browser, a file in Node. */
+import type { TuneChoice } from './mla.ts';
+
+export interface TuneStore {
+  /** Where, in words. */
+  readonly place: string;
+  /** All that is remembered, by key; empty when nothing can be read. Never rejects. */
+  load(): Promise<ReadonlyMap<string, TuneChoice>>;
+  /** Resolves to why it could not be remembered, undefined when it was. Never rejects. */
+  save(key: string, choice: TuneChoice): Promise<string | undefined>;
+  /** Forgets everything. Resolves to why not, undefined when done. Never rejects. */
+  forget(): Promise<string | undefined>;
+}
+
+/** For environments that keep nothing. */
+export function noStore(why: string): TuneStore {
+  return { place: `nowhere: ${why}`, load: async () => new Map(), save: async () => why, forget: async () => undefined };
+}
+
+/** `value` when it is a choice as this version writes them: what is stored may be anybody's. */
+export function readChoice(value: unknown): TuneChoice | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  const { config, slots, longMs, shortMs } = value as Readonly<Record<string, unknown>>;
+  const isTime = (ms: unknown): ms is number => typeof ms === 'number' && Number.isFinite(ms) && ms > 0;
+  if (typeof config !== 'string' || !Number.isSafeInteger(slots) || (slots as number) < 1 || !isTime(longMs) || !isTime(shortMs)) return undefined;
+  return { config, slots: slots as number, longMs, shortMs };
+}
+
+/** What a choice depends on besides the class of calls. */
+export interface TuneSite {
+  readonly version: string;
+  readonly vendor: string;
+  readonly architecture: string;
+  readonly device: string;
+  readonly tier: string;
+  /** What else is known to change times: limits of the device, toggles of Dawn. */
+  readonly variant: string;
+}
+
+/** Names a device for the store; a class of calls follows it. What is of another version or device is not found. */
+export function siteKey({ version, vendor, architecture, device, tier, variant }: TuneSite): string {
+  return `${[version, vendor, architecture, device, tier, variant].map((part) => part.replaceAll('|', '/')).join(' | ')} | `;
+}

@@ -1,0 +1,119 @@
+/** Tables of configurations to try, by tier and device, best guess first. Pure. */
+import type { DeviceTraits } from './config.ts';
+
+/** What is chosen; the rest of a configuration follows. Numbers are powers of two. */
+export interface Candidate {
+  /** Query rows a workgroup. */
+  readonly rows: number;
+  /** Keys a step. */
+  readonly tokens: number;
+  readonly threads: number;
+  /** Rows of S that a thread makes, times 4 `quadTile` tokens. */
+  readonly rowTile: number;
+  /** 1 when absent. */
+  readonly quadTile?: number;
+  /** Words of O a thread holds at least, for a share of the rows; 4 when absent. */
+  readonly outWords?: number;
+  /** Words a load; 4 when absent. */
+  readonly vec?: 1 | 4;
+  /** Threads that make scores; all when absent. */
+  readonly scoreThreads?: number;
+  /** Load the next step's rows while this one's output is made. */
+  readonly prefetch?: boolean;
+  /** Four neighbouring lanes load four probabilities and pass them round: where a load costs more than a shuffle. */
+  readonly quadProbs?: boolean;
+}
+
+/**
+ * What a thread of a GPU loads and computes for a word (2 numbers) of scores: rowTile + 4 quadTile words for 8 rowTile quadTile
+ * multiply-adds; for a token of output: outRows probabilities and outWords words for 2 outRows outWords of them. A core that makes
+ * four multiply-adds while it loads a word wants those ratios above four, and registers are what large tiles cost:
+ * 2 outRows outWords + 4 rowTile quadTile are live at once. 16 x 4 words of O and 8 x 4 of S come out at 4.3 and above in some 200.
+ */
+const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
+  subgroup: [
+    { rows: 64, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 64, tokens: 16, threads: 256, rowTile: 8 },
+    { rows: 64, tokens: 32, threads: 256, rowTile: 8, quadTile: 2 },
+    { rows: 64, tokens: 16, threads: 512, rowTile: 8, prefetch: true },
+    { rows: 64, tokens: 32, threads: 512, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
+    { rows: 32, tokens: 32, threads: 128, rowTile: 8, quadTile: 2, prefetch: true },
+    { rows: 32, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
+    { rows: 32, tokens: 32, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 8 },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 32, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 32, threads: 64, rowTile: 8, quadTile: 2, prefetch: true },
+    { rows: 4, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
+    { rows: 4, tokens: 16, threads: 128, rowTile: 2, prefetch: true },
+    // For subgroups of 4 lanes and up.
+    { rows: 32, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
+    { rows: 4, tokens: 16, threads: 64, rowTile: 1, prefetch: true },
+  ],
+  base: [
+    { rows: 64, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
+    { rows: 64, tokens: 8, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 64, tokens: 16, threads: 256, rowTile: 4 },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 32, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 4 },
+    { rows: 4, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
+    { rows: 4, tokens: 16, threads: 128, rowTile: 2, prefetch: true },
+  ],
+};
+
+/** What fits WebGPU's default limits, 16 KiB of workgroup memory, and subgroups of 4 or 8. */
+const SMALL: readonly Candidate[] = [
+  { rows: 32, tokens: 8, threads: 128, rowTile: 4 },
+  { rows: 16, tokens: 8, threads: 64, rowTile: 4 },
+  { rows: 16, tokens: 8, threads: 128, rowTile: 2 },
+  { rows: 4, tokens: 8, threads: 64, rowTile: 1 },
+  { rows: 4, tokens: 8, threads: 32, rowTile: 4 },
+];
+
+/**
+ * SwiftShader, as its JIT code shows: a load from buffer or workgroup memory is lane by lane, some 95 instructions with its bounds
+ * checks; each variable that a loop carries costs a masked store a turn; every value has a place of its own on the stack, so that long
+ * unrolled code leaves the caches; each group of 4 threads pays at every barrier, active or not. Hence few threads, few of which make
+ * scores, and tiles of S just large enough to share loads.
+ */
+const SOFTWARE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
+  subgroup: [
+    { rows: 16, tokens: 16, threads: 32, rowTile: 8, quadTile: 2, scoreThreads: 16, vec: 1, quadProbs: true },
+    { rows: 16, tokens: 8, threads: 32, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
+    { rows: 4, tokens: 16, threads: 32, rowTile: 4, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
+    { rows: 4, tokens: 8, threads: 32, rowTile: 4, scoreThreads: 8, vec: 1, quadProbs: true },
+  ],
+  base: [
+    { rows: 16, tokens: 16, threads: 32, rowTile: 8, quadTile: 2, scoreThreads: 16, vec: 1 },
+    { rows: 16, tokens: 8, threads: 32, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1 },
+    { rows: 4, tokens: 16, threads: 32, rowTile: 4, quadTile: 2, scoreThreads: 8, vec: 1 },
+    { rows: 4, tokens: 8, threads: 32, rowTile: 4, scoreThreads: 8, vec: 1 },
+  ],
+};
+
+/** Candidates of a tier for a device. */
+export function candidates(tier: 'base' | 'subgroup', { kind, vendor }: DeviceTraits): readonly Candidate[] {
+  if (kind === 'software') return SOFTWARE[tier];
+  const all = [...LARGE[tier], ...SMALL];
+  // Elsewhere a thread has fewer registers: tiles with 64 sums of O in them.
+  return vendor === 'nvidia' ? all : all.filter(({ rows, threads }) => rows <= 32 && rows * 8 <= threads);
+}
+
+/** How many workgroups the device is taken to run at once, and how few tokens are worth one. */
+export function occupancy({ kind, vendor }: DeviceTraits): { slots: number; minTokensPerPart: number } {
+  // A software adapter runs a workgroup a core; a GPU several on each of its tens to hundreds of cores.
+  if (kind === 'software') return { slots: 8, minTokensPerPart: 256 };
+  return { slots: vendor === 'nvidia' ? 528 : 264, minTokensPerPart: 64 };
+}

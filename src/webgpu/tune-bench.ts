@@ -1,0 +1,209 @@
+/** Times of one class of calls on the device, with memory of its own. */
+import type { DecodeOp } from '../backend.ts';
+import { encode16 } from '../bf16.ts';
+import { MlaError } from '../errors.ts';
+import { makePlan, partialBytes, type Plan } from '../plan.ts';
+import { getMlaMetadata } from '../schedule.ts';
+import type { ShapeClass } from '../shape-class.ts';
+import type { BindGroups } from './bind-groups.ts';
+import { ONE_SEGMENT, type DecodeConfig, type DeviceTraits } from './config.ts';
+import type { GpuContext } from './device.ts';
+import { compileDecode, decodeGrid, encodeDecode, type DecodeKernels } from './dispatch.ts';
+import type { Kernel, KernelCache } from './kernel.ts';
+import type { Allocation, DeviceMemory } from './memory.ts';
+import { Timer } from './timer.ts';
+import { TUNE_BLOCK, type TuneLoad, type TuneLoads } from './tune-load.ts';
+import { HOPELESS, score, type Times } from './tune-search.ts';
+
+export interface TuneDevice {
+  readonly gpu: GpuContext;
+  readonly memory: DeviceMemory;
+  readonly kernels: KernelCache;
+  readonly bindGroups: BindGroups;
+  readonly traits: DeviceTraits;
+  readonly minTokensPerPart: number;
+}
+
+/** A batch of calls takes about so long: much past what timestamps resolve, little for whoever waits behind it. */
+const BATCH_MS = 4;
+const MOST_CALLS = 64;
+/** Batches before those that count: the first says how long a call takes, the second runs warm. */
+const WARM_UP = 2;
+const SAMPLES = 3;
+const TILE_BYTES = 1 << 20;
+const ONE_BINDING = { segments: 1, blocksPerSegment: ONE_SEGMENT } as const;
+
+interface Call {
+  readonly plan: Plan;
+  readonly buffer: GPUBuffer;
+}
+
+export class TuneBench {
+  readonly #device: TuneDevice;
+  readonly #shape: Pick<DecodeOp, 'sQ' | 'hQ' | 'hKv' | 'dQk' | 'dV' | 'dtype'>;
+  readonly #loads: TuneLoads;
+  /** Awaited before each batch; rejects when there is to be no other. */
+  readonly #turn: () => Promise<void>;
+  readonly #timer: Timer;
+  readonly #owned: Allocation[] = [];
+  #fixed: { q: GPUBuffer; out: GPUBuffer; lse: GPUBuffer; kv: GPUBuffer } | undefined;
+
+  constructor(device: TuneDevice, { rows, hKv, dQk, dV, dtype }: ShapeClass, loads: TuneLoads, turn: () => Promise<void>) {
+    this.#device = device;
+    this.#shape = { sQ: 1, hQ: rows * hKv, hKv, dQk, dV, dtype };
+    this.#loads = loads;
+    this.#turn = turn;
+    // Errors of others are others' to hear of.
+    this.#timer = new Timer(device.gpu, device.memory, (work) => Promise.race([work, device.gpu.lost]));
+  }
+
+  get timing(): 'device' | 'wall' {
+    return this.#timer.onDevice ? 'device' : 'wall';
+  }
+
+  /** Takes memory and fills it. @throws MlaError out-of-memory, limit-exceeded, device-lost */
+  async open(): Promise<void> {
+    const { hQ, hKv, dQk, dV, dtype } = this.#shape;
+    const b = this.#loads.long.cacheSeqlens.length;
+    const kvBytes = this.#loads.numBlocks * TUNE_BLOCK * hKv * dQk * 2;
+    const kv = await this.#take(kvBytes);
+    const qBytes = b * hQ * dQk * 2;
+    const q = await this.#take(qBytes);
+    this.#fixed = { kv, q, out: await this.#take(b * hQ * dV * 2), lse: await this.#take(b * hQ * 4) };
+    // A tile of random numbers goes over once; the device copies it.
+    const tile = await this.#take(TILE_BYTES);
+    await this.#turn();
+    this.#device.gpu.device.queue.writeBuffer(tile, 0, randomTile(dtype));
+    const refused = await this.#submit((encoder) => {
+      for (const [buffer, bytes] of [[kv, kvBytes], [q, qBytes]] as const) {
+        for (let at = 0; at < bytes; at += TILE_BYTES) encoder.copyBufferToBuffer(tile, 0, buffer, at, Math.min(TILE_BYTES, bytes - at));
+      }
+    });
+    if (refused) throw refused;
+  }
+
+  /** Times of a trial, or why it was given up. @throws MlaError out-of-memory, device-lost, destroyed */
+  async measure(config: DecodeConfig, slots: number, best: number): Promise<Times | string> {
+    const { kernels, traits } = this.#device;
+    let ready: DecodeKernels<Kernel>;
+    try {
+      ready = await compileDecode(kernels, this.#shape, config, traits, ONE_BINDING);
+    } catch (error) {
+      if (error instanceof MlaError && error.code === 'internal') return error.message.split('\n', 1)[0]!;
+      throw error;
+    }
+    const mark = this.#owned.length;
+    try {
+      const long = await this.#prepare(this.#loads.long, config, slots);
+      const short = await this.#prepare(this.#loads.short, config, slots);
+      if (typeof long === 'string') return long;
+      if (typeof short === 'string') return short;
+      const partials = await this.#take(Math.max(long.partialBytes, short.partialBytes));
+      const sampler = ({ calls }: Prepared): (() => Promise<number>) => {
+        let count = 1;
+        return async () => {
+          const ms = (await this.#batch(ready, config, calls, partials, count)) / count;
+          count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
+          return ms;
+        };
+      };
+      const [sampleLong, sampleShort] = [sampler(long), sampler(short)];
+      const samples: Times[] = [];
+      for (let i = 0; i < WARM_UP + SAMPLES; i++) {
+        const times = { longMs: await sampleLong(), shortMs: await sampleShort() };
+        // The first call of a kernel takes longer than any after it.
+        if (i > 0 && score(times) > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
+        if (i >= WARM_UP) samples.push(times);
+      }
+      const middle = (pick: (times: Times) => number): number => samples.map(pick).sort((x, y) => x - y)[SAMPLES >> 1]!;
+      return { longMs: middle((t) => t.longMs), shortMs: middle((t) => t.shortMs) };
+    } finally {
+      this.#discard(mark);
+    }
+  }
+
+  close(): void {
+    this.#timer.destroy();
+    this.#discard(0);
+  }
+
+  /** What was taken from the `from`th on. Not for reuse: nothing else is of these sizes. */
+  #discard(from: number): void {
+    for (const allocation of this.#owned.splice(from)) this.#device.memory.discard(allocation);
+  }
+
+  async #prepare({ cacheSeqlens, maxBlocksPerSeq, blockTables }: TuneLoad, config: DecodeConfig, slots: number): Promise<Prepared | string> {
+    const { gpu, traits, minTokensPerPart } = this.#device;
+    const { hQ, hKv } = this.#shape;
+    const metadata = getMlaMetadata(
+      { cacheSeqlens, numQTokensPerHeadK: hQ / hKv, numHeadsK: hKv, blockSize: TUNE_BLOCK }, { slots, rowTiles: [config.rows], minTokensPerPart },
+    );
+    if (Math.max(...decodeGrid(this.#shape, config, metadata.parts), hQ) > traits.limits.maxComputeWorkgroupsPerDimension) return 'too large for one dispatch';
+    const op = {
+      ...this.#shape, b: cacheSeqlens.length, blockSize: TUNE_BLOCK, maxBlocksPerSeq, metadata, softmaxScale: this.#shape.dQk ** -0.5, causal: false,
+    };
+    const calls: Call[] = [];
+    for (const blockTable of blockTables) {
+      const plan = makePlan(op, blockTable);
+      const buffer = await this.#take(plan.words.byteLength);
+      gpu.device.queue.writeBuffer(buffer, 0, plan.words);
+      calls.push({ plan, buffer });
+    }
+    return { calls, partialBytes: partialBytes(metadata.parts, this.#shape) };
+  }
+
+  /** Milliseconds of `count` calls in a row. */
+  async #batch(kernels: DecodeKernels<Kernel>, config: DecodeConfig, calls: readonly Call[], partials: GPUBuffer, count: number): Promise<number> {
+    await this.#turn();
+    const { bindGroups, traits } = this.#device;
+    const { kv, ...fixed } = this.#fixed!;
+    await this.#timer.begin();
+    const fault = this.#submit((encoder) => {
+      const pass = encoder.beginComputePass({ label: 'tune', ...this.#timer.pass() });
+      for (let i = 0; i < count; i++) {
+        const { plan, buffer } = calls[i % calls.length]!;
+        encodeDecode(pass, bindGroups, kernels, this.#shape, config, traits, plan, { ...fixed, plan: buffer, partials, kv: [kv] });
+      }
+      pass.end();
+    });
+    const { ms } = await this.#timer.end();
+    const refused = await fault;
+    if (refused) throw refused;
+    // Coarse timestamps may see nothing of a short call.
+    return Math.max(ms, 1e-3);
+  }
+
+  /** Resolves to what the device says against it: nobody else is to hear of that. */
+  #submit(encode: (encoder: GPUCommandEncoder) => void): Promise<MlaError | undefined> {
+    const { gpu } = this.#device;
+    return gpu.watch('tuning', () => {
+      const encoder = gpu.device.createCommandEncoder({ label: 'tune' });
+      encode(encoder);
+      gpu.device.queue.submit([encoder.finish()]);
+    }).fault;
+  }
+
+  async #take(bytes: number): Promise<GPUBuffer> {
+    const allocation = this.#device.memory.storage(bytes, 'tune');
+    this.#owned.push(allocation);
+    const refused = await allocation.fault;
+    if (refused) throw refused;
+    return allocation.buffer;
+  }
+}
+
+interface Prepared {
+  readonly calls: readonly Call[];
+  readonly partialBytes: number;
+}
+
+/** Small numbers of both signs, the same every time. */
+function randomTile(dtype: 'bf16' | 'f16'): Uint16Array<ArrayBuffer> {
+  const bits = new Uint16Array(TILE_BYTES / 2);
+  let state = 1;
+  encode16(dtype, Float32Array.from(bits, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) | 0;
+    return state / 2 ** 33;
+  }), bits);
+  return bits;
+}

@@ -1,0 +1,200 @@
+/**
+ * Chooses kernel configurations by measuring them: on first use, in the background, or when asked; once a device and class
+ * of calls, because the choice is remembered.
+ */
+import type { TuneOp } from '../backend.ts';
+import { MlaError } from '../errors.ts';
+import type { ScheduleInfo, TuneChoice, TunedSchedule, TuneReport } from '../mla.ts';
+import { partsTarget } from '../schedule.ts';
+import { parseShapeClass, shapeClass, type ShapeClass } from '../shape-class.ts';
+import type { TuneStore } from '../tune-store.ts';
+import { decodeCandidates, type DecodeConfig, type Segmentation } from './config.ts';
+import { compileDecode } from './dispatch.ts';
+import { TuneBench, type TuneDevice } from './tune-bench.ts';
+import { loadCost, tuneLoads } from './tune-load.ts';
+import type { TuneMode } from './tune-mode.ts';
+import { search, slotLadder, type Search } from './tune-search.ts';
+
+/** Work of others that the background gives way to: a batch starts when the device has been left alone for so long, */
+const QUIET_MS = 20;
+/** or when it has waited for so long: a few milliseconds of a busy device's time, a few times a second. */
+const PATIENCE_MS = 250;
+const GLANCE_MS = 10;
+
+interface Known {
+  readonly shape: ShapeClass;
+  readonly choice: TuneChoice;
+  readonly config: DecodeConfig;
+  /** Where it is remembered, or why nowhere. */
+  readonly note: string;
+}
+
+export interface TunerOptions {
+  readonly device: TuneDevice;
+  /** What is scheduled for without tuning. */
+  readonly schedule: ScheduleInfo;
+  readonly mode: TuneMode;
+  readonly store: TuneStore;
+  /** What of the store is this device's. */
+  readonly prefix: string;
+  /** Told of every new choice. */
+  readonly onChange: () => void;
+}
+
+export class Tuner {
+  readonly #options: TunerOptions;
+  readonly #known = new Map<string, Known>();
+  /** Classes that the background has taken up, whatever came of it. */
+  readonly #begun = new Set<string>();
+  #last: Promise<unknown> = Promise.resolve();
+  #lastBatch = 0;
+  #lastCall = 0;
+  /** A measurement of the caller's is under way. */
+  timing = false;
+  #cancelled = false;
+  /** What kept the background from tuning, if anything did. */
+  note: string | undefined;
+
+  constructor(options: TunerOptions) {
+    this.#options = options;
+  }
+
+  /** Reads what is remembered. Configurations that are no more, or do not fit, count as not remembered. */
+  async load(): Promise<void> {
+    const { mode, store, prefix, device: { traits } } = this.#options;
+    if (mode === 'off') return;
+    for (const [key, choice] of await store.load()) {
+      const shape = key.startsWith(prefix) ? parseShapeClass(key.slice(prefix.length)) : undefined;
+      const config = shape && decodeCandidates(shape, shape.rows, traits).fits.find((fit) => fit.key === choice.config);
+      if (config) this.#learn({ shape, choice, config, note: `remembered in ${store.place}` });
+    }
+  }
+
+  /** The configuration to use for a class of calls where one is known to be best. */
+  config(shape: ShapeClass): DecodeConfig | undefined {
+    return this.#known.get(shapeClass(shape))?.config;
+  }
+
+  /** What is known, for the scheduler. Of classes that differ only in what it does not know the first counts. */
+  schedules(): TunedSchedule[] {
+    return [...this.#known.values()].map(({ shape, choice, config }) => ({ rows: shape.rows, numHeadsK: shape.hKv, slots: choice.slots, rowTile: config.rows }));
+  }
+
+  /** Tells of a decode call that has been enqueued, on a cache laid out as `kv`. Never throws, never waits. */
+  called(shape: ShapeClass, kv: Segmentation): void {
+    this.#lastCall = performance.now();
+    if (this.#options.mode !== 'auto') return;
+    const name = shapeClass(shape);
+    if (this.#begun.has(name) || this.#known.has(name)) return;
+    this.#begun.add(name);
+    this.#inTurn(() => this.#measure(shape, () => this.#quiet(), kv)).catch((error: unknown) => {
+      if (this.#cancelled) return;
+      this.note = `${name} was not tuned: ${(error as Error).message}`;
+      this.#options.onChange();
+    });
+  }
+
+  /** @throws MlaError out-of-memory, device-lost, destroyed */
+  async tune({ again, ...shape }: TuneOp): Promise<TuneReport> {
+    const name = shapeClass(shape);
+    try {
+      return await this.#inTurn(async () => {
+        const known = this.#known.get(name);
+        if (!known || again) return this.#measure(shape, async () => this.#check());
+        const loads = tuneLoads(shape, this.#options.device.traits);
+        return { shapeClass: name, source: 'remembered', trials: [], chosen: known.choice, ...(loads && loadCost(shape, loads.long)), note: known.note };
+      });
+    } catch (error) {
+      // What a destroyed or lost device says of its parts is not what happened.
+      this.#check();
+      throw error;
+    }
+  }
+
+  /** Ends what is under way at its next step, and all to come. */
+  cancel(): void {
+    this.#cancelled = true;
+  }
+
+  #learn(known: Known): void {
+    this.#known.set(shapeClass(known.shape), known);
+    this.#options.onChange();
+  }
+
+  /** One after the other: two would measure each other. */
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#last.then(work);
+    this.#last = done.catch(() => undefined);
+    return done;
+  }
+
+  async #measure(shape: ShapeClass, turn: () => Promise<void>, kv?: Segmentation): Promise<TuneReport> {
+    const { device } = this.#options;
+    const name = shapeClass(shape);
+    await turn();
+    const loads = tuneLoads(shape, device.traits);
+    if (!loads) return { shapeClass: name, source: 'none', trials: [], note: 'not even one block of such keys fits this device' };
+    const bench = new TuneBench(device, shape, loads, turn);
+    let found: Search<DecodeConfig>;
+    try {
+      await bench.open();
+      found = await this.#search(shape, bench);
+      // The caller's cache may be laid out otherwise: its next step must not wait for a compiler.
+      if (found.config && kv) await compileDecode(device.kernels, shape, found.config, device.traits, kv);
+    } finally {
+      bench.close();
+    }
+    const { trials, chosen, config } = found;
+    this.#check();
+    const report = { shapeClass: name, trials, ...loadCost(shape, loads.long), timing: bench.timing } as const;
+    if (!chosen || !config) return { ...report, source: 'none', note: 'no configuration could be measured' };
+    const note = await this.#remember(name, chosen);
+    this.#check();
+    this.#learn({ shape, choice: chosen, config, note });
+    return { ...report, source: 'measured', chosen, note };
+  }
+
+  /** Where, or why nowhere. */
+  async #remember(name: string, choice: TuneChoice): Promise<string> {
+    const { mode, store, prefix } = this.#options;
+    if (mode === 'off') return 'for this instance only: tune is off';
+    const refused = await store.save(prefix + name, choice);
+    return refused === undefined ? `remembered in ${store.place}` : `not remembered: ${refused}`;
+  }
+
+  #search(shape: ShapeClass, bench: TuneBench): Promise<Search<DecodeConfig>> {
+    const { device: { traits }, schedule } = this.#options;
+    const { fits, rejected } = decodeCandidates(shape, shape.rows, traits);
+    return search({
+      configs: fits, rejected, slots: slotLadder(schedule.slots),
+      parts: ({ rows }, slots) => partsTarget({ slots, rowTiles: [rows], minTokensPerPart: schedule.minTokensPerPart }, shape.rows, shape.hKv),
+      measure: (config, slots, best) => bench.measure(config, slots, best),
+    });
+  }
+
+  /** @throws MlaError destroyed, device-lost */
+  #check(): void {
+    if (this.#cancelled) throw new MlaError('destroyed', 'this instance was destroyed', { argument: 'mla' });
+    this.#options.device.gpu.check();
+  }
+
+  /** Waits until a batch disturbs nobody, or little. */
+  async #quiet(): Promise<void> {
+    this.#lastBatch ||= performance.now();
+    for (;;) {
+      this.#check();
+      const now = performance.now();
+      if (!this.timing && (now - this.#lastCall > QUIET_MS || now - this.#lastBatch > PATIENCE_MS)) break;
+      await pause(GLANCE_MS);
+    }
+    this.#lastBatch = performance.now();
+  }
+}
+
+/** Keeps no program from ending. */
+function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => {
+    const timer: unknown = setTimeout(resolve, ms);
+    if (typeof timer === 'object') (timer as { unref?(): void } | null)?.unref?.();
+  });
+}

@@ -1,0 +1,62 @@
+/**
+ * Configurations of the decode kernel for GPUs, on the software adapter disguised as one: one a row tile, or with
+ * FLASHMLA_CONFIGS=all every one that fits it, which takes minutes.
+ */
+import { afterAll, describe, expect, test, vi } from 'vitest';
+import type { Mla } from '../src/mla.ts';
+import { createMla } from '../src/node.ts';
+import { decodeCandidates, type DeviceTraits, type KernelLimits } from '../src/webgpu/config.ts';
+import { makeCase } from './cases.ts';
+import { expectRight, run } from './check.ts';
+import { softwareGpu } from './software-adapter.ts';
+
+/** The configuration to take. */
+const preferred = vi.hoisted(() => ({ key: '' }));
+vi.mock('../src/webgpu/config.ts', async (importOriginal) => {
+  const original = await importOriginal<typeof import('../src/webgpu/config.ts')>();
+  return {
+    ...original,
+    chooseDecodeConfig: (...[problem, rows, traits]: Parameters<typeof original.chooseDecodeConfig>) => {
+      const choice = original.chooseDecodeConfig(problem, rows, traits, preferred.key);
+      expect(choice.config!.key).toBe(preferred.key);
+      return choice;
+    },
+  };
+});
+
+// Narrow heads compile soonest; 24 words are fewer than some workgroups' slices take at once.
+const NARROW = { dV: 32, rope: 16 } as const;
+const c = makeCase({ ...NARROW, b: 3, sQ: 2, sK: 0, hQ: 40, seqlens: [300, 0, 71], causal: true });
+
+const adapter = (await (await softwareGpu()).requestAdapter())!;
+const { subgroupMinSize: min, subgroupMaxSize: max } = adapter.info as GPUAdapterInfo & { subgroupMinSize: number; subgroupMaxSize: number };
+const traits: Omit<DeviceTraits, 'tier'> = { limits: adapter.limits as unknown as KernelLimits, kind: 'gpu', vendor: 'nvidia', architecture: '', subgroupSize: { min, max } };
+
+/** The adapter under another name. An adapter gives one device. */
+async function disguised(): Promise<GPUAdapter> {
+  const real = (await (await softwareGpu()).requestAdapter())!;
+  const info = { vendor: 'nvidia', architecture: '', description: 'a GPU', subgroupMinSize: min, subgroupMaxSize: max };
+  return new Proxy(real, {
+    get: (target, name) => {
+      if (name === 'info') return info;
+      const value = Reflect.get(target, name, target) as unknown;
+      return typeof value === 'function' ? value.bind(target) : value;
+    },
+  });
+}
+
+describe.each(['base', 'subgroup'] as const)('%s tier', (tier) => {
+  const { fits } = decodeCandidates({ dQk: 48, dV: 32, dtype: 'bf16', blockSize: 64 }, 512, { ...traits, tier });
+  const mla: Promise<Mla> = disguised().then((gpu) => createMla({ backend: 'webgpu', adapter: gpu, tier }));
+  afterAll(async () => (await mla).destroy());
+
+  test('has configurations of its own here', () => {
+    expect(fits.every((config) => config.tier === tier)).toBe(true);
+  });
+
+  const tried = process.env['FLASHMLA_CONFIGS'] === 'all' ? fits : fits.filter((config, i) => fits.findIndex(({ rows }) => rows === config.rows) === i);
+  test.each(tried.map(({ key }) => key))('%s', async (key) => {
+    preferred.key = key;
+    expectRight(c, await run(await mla, c));
+  });
+});

@@ -1,0 +1,4 @@
+/** The base tier on this machine's GPU: the grid's large batches. */
+import { gridOn } from './tier.ts';
+
+await gridOn('base', 'batches of 64', ({ b }) => b === 64);

@@ -1,0 +1,4 @@
+/** The base tier on this machine's GPU. */
+import { suiteOn } from './tier.ts';
+
+await suiteOn('base');

@@ -1,0 +1,4 @@
+/** The matrix tier on this machine's GPU: the grid's small batches. */
+import { gridOn } from './tier.ts';
+
+await gridOn('matrix', 'small batches', ({ b }) => b < 64);

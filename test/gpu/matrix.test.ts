@@ -1,0 +1,4 @@
+/** The matrix tier on this machine's GPU. */
+import { suiteOn } from './tier.ts';
+
+await suiteOn('matrix');
