@@ -16,7 +16,7 @@ export interface MatrixTraits {
 const FEATURES = ['chromium-experimental-subgroup-matrix', 'shader-f16', 'subgroups'] as const;
 
 /** What shaders with subgroup matrices begin with. Matrices are loaded at offsets that a compiler cannot prove uniform. */
-export const MATRIX_ENABLES = [
+export const MATRIX_ENABLES: string = [
   'enable f16;', 'enable subgroups;', 'enable chromium_experimental_subgroup_matrix;', 'diagnostic(off, chromium.subgroup_matrix_uniformity);',
 ].join('\n');
 
