@@ -12,16 +12,24 @@ import { createWebGpuBackend } from './webgpu/backend.ts';
 export * from './index.ts';
 
 export interface NodeCreateOptions extends CreateOptions, CudaOptions {
-  /** Toggles for Dawn's `create`, such as 'backend=vulkan' or 'enable-dawn-features=...'. */
+  /** Toggles for Dawn's `create`, such as 'backend=vulkan' or 'enable-dawn-features=...', in place of `DAWN_TOGGLES`. */
   readonly dawn?: readonly string[];
 }
+
+/**
+ * How Dawn is made when nothing is said: with the extensions that the matrix tier needs; without bounds checks in shaders, which
+ * are all ours and whose inputs are validated; with timestamps as fine as the device has them.
+ */
+export const DAWN_TOGGLES: readonly string[] = [
+  'enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia,disable_robustness', 'disable-dawn-features=timestamp_quantization',
+];
 
 /**
  * WebGPU in Node, from the optional peer package `webgpu`. One instance a set of toggles, kept for the life of the
  * process: Dawn's devices must not outlive it.
  * @throws MlaError missing-dependency, backend-unavailable
  */
-export async function nodeGpu(dawn: readonly string[] = []): Promise<GPU> {
+export async function nodeGpu(dawn: readonly string[] = DAWN_TOGGLES): Promise<GPU> {
   const key = dawn.join(' ');
   let gpu = gpus.get(key);
   if (!gpu) {
@@ -68,7 +76,7 @@ function candidates(options: NodeCreateOptions): Candidate[] {
   const cuda: Candidate = { backend: 'cuda', open: (reason) => createCudaBackend(options, reason) };
   const webgpu: Candidate = {
     backend: 'webgpu',
-    open: async (reason) => createWebGpuBackend(given ? options : { ...options, gpu: await nodeGpu(options.dawn) }, reason, { store: fileStore(), variant: given ? '' : (options.dawn ?? []).join(' ') }),
+    open: async (reason) => createWebGpuBackend(given ? options : { ...options, gpu: await nodeGpu(options.dawn) }, reason, { store: fileStore(), variant: given ? '' : (options.dawn ?? DAWN_TOGGLES).join(' ') }),
   };
   const cpu: Candidate = { backend: 'cpu', open: async (reason) => createCpuBackend(reason) };
   // Who brings a WebGPU device, adapter or gpu means it to be used.

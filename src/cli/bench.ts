@@ -23,6 +23,7 @@ export const BENCH_USAGE = `Usage: flashmla-web bench [options]
       --plot FILE         write them as a chart (SVG)
       --backend NAME      auto (default), cuda, webgpu or cpu
       --tier NAME         webgpu: kernel tier
+      --dawn TOGGLES      webgpu: toggles for Dawn in place of the usual ones, as one argument
       --no-tune           webgpu: the fixed choice of kernel configuration; else each shape's is tuned before, once a
                           machine (see tune), except on software adapters
 

@@ -11,11 +11,13 @@ export interface Output {
   readonly columns?: number | undefined;
 }
 
-/** What `--backend` and `--tier` ask for, and how the command wants configurations chosen. */
+/** What `--backend`, `--tier` and `--dawn` ask for, and how the command wants configurations chosen. */
 export interface MlaChoice {
   readonly backend: BackendName | 'auto';
   readonly tier?: string;
   readonly tune?: TuneMode;
+  /** Toggles for Dawn, in place of the usual ones. */
+  readonly dawn?: readonly string[];
 }
 
 export interface Context {

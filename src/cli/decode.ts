@@ -20,6 +20,7 @@ out [b, s_q, h_q, d_v] in the type of q (BF16 when that was F32) and lse [b, h_q
   -o, --output FILE       where to write
       --backend NAME      auto (default), cuda, webgpu or cpu
       --tier NAME         webgpu: kernel tier
+      --dawn TOGGLES      webgpu: toggles for Dawn in place of the usual ones, as one argument
       --causal            query i of s_q sees keys 0 .. seqlen - s_q + i
       --softmax-scale S   d_qk^-0.5 when absent
       --head-dim-v N      512 when absent

@@ -12,10 +12,11 @@ export interface OptionSpec {
   readonly short?: string;
 }
 
-/** `--backend` and `--tier`. */
-export const MLA_OPTIONS: Readonly<Record<'backend' | 'tier', OptionSpec>> = {
+/** `--backend`, `--tier` and `--dawn`. */
+export const MLA_OPTIONS: Readonly<Record<'backend' | 'tier' | 'dawn', OptionSpec>> = {
   backend: { type: 'string' },
   tier: { type: 'string' },
+  dawn: { type: 'string' },
 };
 
 /** Options and arguments of one command. Accessors throw MlaError invalid-argument when a value is not what they return. */
@@ -74,13 +75,14 @@ export class Options {
     }
   }
 
-  /** What `--backend` and `--tier` ask for. */
+  /** What `--backend`, `--tier` and `--dawn` ask for. */
   mla(): MlaChoice {
     const backend = this.text('backend') ?? 'auto';
     const tier = this.text('tier');
+    const dawn = this.text('dawn')?.trim().split(/\s+/);
     if (!(BACKENDS as readonly string[]).includes(backend)) {
       throw usageError('is not a backend', '--backend', BACKENDS.join(', '), describe(backend));
     }
-    return { backend: backend as BackendName | 'auto', ...(tier !== undefined && { tier }) };
+    return { backend: backend as BackendName | 'auto', ...(tier !== undefined && { tier }), ...(dawn !== undefined && { dawn }) };
   }
 }

@@ -19,6 +19,7 @@ export const TUNE_USAGE = `Usage: flashmla-web tune [options]
       --json FILE         write what was found as JSON
       --backend NAME      auto (default), cuda, webgpu or cpu
       --tier NAME         webgpu: kernel tier
+      --dawn TOGGLES      webgpu: toggles for Dawn in place of the usual ones, as one argument
       --no-cache          neither read nor write what is remembered
       --forget            forget all that is remembered, and do nothing else
 

@@ -10,6 +10,7 @@ import type { ScheduleInfo } from '../mla.ts';
 import { chooseRowTile } from '../schedule.ts';
 import type { Problem } from '../validate.ts';
 import { candidates, occupancy, type Candidate } from './candidates.ts';
+import { MATRIX_SHAPES, matrixConfig, type MatrixDecodeConfig } from './matrix-config.ts';
 import type { MatrixTraits } from './matrix-test.ts';
 import type { SubgroupSize } from './subgroup-test.ts';
 import { TIERS, type Tier } from './tier.ts';
@@ -47,7 +48,7 @@ export type DeviceKind = 'gpu' | 'software';
 export type DecodeProblem = Pick<Problem, 'dQk' | 'dV' | 'dtype'> & Partial<Pick<Problem, 'blockSize'>>;
 
 /** A configuration, told apart by its tier. */
-export type DecodeConfig = ScalarConfig;
+export type DecodeConfig = ScalarConfig | MatrixDecodeConfig;
 
 /** A configuration of shaders/decode.wgsl. */
 export interface ScalarConfig extends Required<Candidate> {
@@ -88,9 +89,9 @@ export function decodeCandidates(problem: DecodeProblem, rows: number, traits: D
   for (const tier of TIERS.slice(TIERS.indexOf(traits.tier))) {
     const fits: DecodeConfig[] = [];
     for (const config of ofTier(tier, problem, traits)) {
-      const why = refuse(config, problem, traits);
-      if (why === undefined) fits.push(config);
-      else rejected.push(`${config.key}: ${why}`);
+      const why = typeof config === 'string' ? config : refuse(config, problem, traits);
+      if (typeof config !== 'string' && why === undefined) fits.push(config);
+      else rejected.push(why!);
     }
     if (fits.length > 0) return { fits: inOrder(fits, rows), rejected };
   }
@@ -120,8 +121,11 @@ function inOrder(fits: readonly DecodeConfig[], rows: number): DecodeConfig[] {
   return fits.filter((c) => c.rows <= wanted).sort((a, b) => b.rows - a.rows);
 }
 
-function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): DecodeConfig[] {
-  return tier === 'matrix' ? [] : candidates(tier, traits).map((candidate) => complete(tier, candidate, problem, traits));
+/** All there are for these widths; what there is none for, as `key: reason`. */
+function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): (DecodeConfig | string)[] {
+  const { matrix } = traits;
+  if (tier === 'matrix') return matrix ? MATRIX_SHAPES.map((shape) => matrixConfig(shape, problem, matrix)) : [];
+  return candidates(tier, traits).map((candidate) => complete(tier, candidate, problem, traits));
 }
 
 function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig {
@@ -148,8 +152,13 @@ function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: 
   };
 }
 
-function refuse(config: ScalarConfig, { blockSize = 16 }: DecodeProblem, { limits, subgroupSize }: DeviceTraits): string | undefined {
-  const { threads, tokens, slices, workgroupBytes, tier } = config;
+/** Why a configuration does not fit, as `key: reason`. */
+function refuse(config: DecodeConfig, problem: DecodeProblem, traits: DeviceTraits): string | undefined {
+  const why = misfit(config, problem, traits);
+  return why && `${config.key}: ${why}`;
+}
+
+function misfit({ threads, tokens, slices, workgroupBytes, tier }: DecodeConfig, { blockSize = 16 }: DecodeProblem, { limits, subgroupSize }: DeviceTraits): string | undefined {
   if (threads > limits.maxComputeInvocationsPerWorkgroup || threads > limits.maxComputeWorkgroupSizeX) {
     return `${threads} threads exceed ${Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX)}`;
   }

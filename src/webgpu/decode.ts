@@ -20,7 +20,7 @@ export function decodeKernel<Result>(kernels: Kernels<Result>, op: DecodeProblem
       ...kvBindings(kv.segments, 'read', unit),
     ],
     () => decodeShader(op, config, kv),
-    config.tier === 'subgroup' ? ['subgroups'] : [],
+    config.tier === 'subgroup' ? ['enable subgroups;'] : [],
   );
 }
 

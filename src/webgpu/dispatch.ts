@@ -5,6 +5,7 @@ import type { BindGroups } from './bind-groups.ts';
 import { combineChunks, combineConfig } from './combine-grid.ts';
 import { combineKernel } from './combine.ts';
 import type { DecodeConfig, DecodeProblem, DeviceTraits, Segmentation } from './config.ts';
+import { decodeMatrixKernel } from './decode-matrix.ts';
 import { decodeKernel } from './decode.ts';
 import type { Kernel, KernelCache, Kernels } from './kernel.ts';
 
@@ -15,7 +16,8 @@ export interface DecodeKernels<Result> {
 
 /** Both, though nothing may be split yet: a sequence that grows must not wait for a compiler. */
 export function decodeKernels<Result>(kernels: Kernels<Result>, problem: DecodeProblem, config: DecodeConfig, { kind, limits }: DeviceTraits, kv: Segmentation): DecodeKernels<Result> {
-  return { decode: decodeKernel(kernels, problem, config, kv), combine: combineKernel(kernels, problem, combineConfig(problem.dV, kind, limits)) };
+  const decode = config.tier === 'matrix' ? decodeMatrixKernel(kernels, problem, config, kv) : decodeKernel(kernels, problem, config, kv);
+  return { decode, combine: combineKernel(kernels, problem, combineConfig(problem.dV, kind, limits)) };
 }
 
 /** The same, compiled while the device works on. @throws MlaError internal when it refuses them */

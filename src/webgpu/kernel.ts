@@ -91,8 +91,8 @@ export function storeKv(segments: number): string {
 
 /** Where launchers get their kernels: at once, or compiled in the background. */
 export interface Kernels<Result> {
-  /** The kernel named `key`, compiled from `source` with `bindings` at @group(0) on first use; `enables` are WGSL's extensions. */
-  get(key: string, bindings: () => readonly Binding[], source: () => string, enables?: readonly string[]): Result;
+  /** The kernel named `key`, compiled from `source` with `bindings` at @group(0) on first use; `directives` are WGSL's, which come before all else. */
+  get(key: string, bindings: () => readonly Binding[], source: () => string, directives?: readonly string[]): Result;
 }
 
 export class KernelCache implements Kernels<Kernel> {
@@ -109,14 +109,14 @@ export class KernelCache implements Kernels<Kernel> {
     return this.#kernels.size;
   }
 
-  get(key: string, bindings: () => readonly Binding[], source: () => string, enables: readonly string[] = []): Kernel {
+  get(key: string, bindings: () => readonly Binding[], source: () => string, directives: readonly string[] = []): Kernel {
     const known = this.#kernels.get(key);
     if (known) {
       if (known.fault) throw known.fault;
       return known;
     }
     const { value, fault } = this.#gpu.watch(`compiling ${key}`, () => {
-      const { layout, descriptor } = this.#describe(key, bindings(), source(), enables);
+      const { layout, descriptor } = this.#describe(key, bindings(), source(), directives);
       return { layout, pipeline: this.#gpu.device.createComputePipeline(descriptor) };
     });
     const kernel: Kernel = {
@@ -130,7 +130,7 @@ export class KernelCache implements Kernels<Kernel> {
     return kernel;
   }
 
-  async #getInBackground(key: string, bindings: () => readonly Binding[], source: () => string, enables: readonly string[] = []): Promise<Kernel> {
+  async #getInBackground(key: string, bindings: () => readonly Binding[], source: () => string, directives: readonly string[] = []): Promise<Kernel> {
     const known = this.#kernels.get(key);
     if (known) {
       await known.compiled;
@@ -138,7 +138,7 @@ export class KernelCache implements Kernels<Kernel> {
       return known;
     }
     const { value, fault } = this.#gpu.watch(`compiling ${key}`, () => {
-      const { layout, descriptor } = this.#describe(key, bindings(), source(), enables);
+      const { layout, descriptor } = this.#describe(key, bindings(), source(), directives);
       const pipeline = this.#gpu.device.createComputePipelineAsync(descriptor);
       pipeline.catch(() => undefined);
       return { layout, pipeline };
@@ -154,7 +154,7 @@ export class KernelCache implements Kernels<Kernel> {
     return kernel;
   }
 
-  #describe(key: string, list: readonly Binding[], source: string, enables: readonly string[]): { layout: GPUBindGroupLayout; descriptor: GPUComputePipelineDescriptor } {
+  #describe(key: string, list: readonly Binding[], source: string, directives: readonly string[]): { layout: GPUBindGroupLayout; descriptor: GPUComputePipelineDescriptor } {
     const { device } = this.#gpu;
     const header = list.map(({ name, access, element }, i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
     const layout = device.createBindGroupLayout({
@@ -163,7 +163,7 @@ export class KernelCache implements Kernels<Kernel> {
         binding, visibility: 0x4 /* COMPUTE */, buffer: { type: access === 'read' ? 'read-only-storage' as const : 'storage' as const },
       })),
     });
-    const module = device.createShaderModule({ label: key, code: [...enables.map((name) => `enable ${name};`), header, '', source].join('\n') });
+    const module = device.createShaderModule({ label: key, code: [...directives, header, '', source].join('\n') });
     return {
       layout,
       descriptor: { label: key, layout: device.createPipelineLayout({ label: key, bindGroupLayouts: [layout] }), compute: { module, entryPoint: 'main' } },

@@ -16,7 +16,7 @@ export type Tier = 'base' | 'subgroup' | 'matrix';
 export const TIERS: readonly Tier[] = ['matrix', 'subgroup', 'base'];
 
 /** Tiers that there are kernels of. */
-export const KERNEL_TIERS: readonly Tier[] = ['base', 'subgroup'];
+export const KERNEL_TIERS: readonly Tier[] = TIERS;
 
 /** The tier in use and what its self-test found. */
 export interface TierChoice {

@@ -1,0 +1,533 @@
+// Split-KV decode attention over a paged latent cache, matrix tier: subgroup matrices, f16 operands, f32 sums.
+//
+// Computes what decode.wgsl computes, in its terms: for one row tile, one KV head and one part of the schedule,
+// softmax(scale Q K^T) V over that part's KV blocks.
+//
+// How work is cut: workgroup (x, y, z) = (part, row tile, KV head), ROWS rows. The part's sequences are taken one after
+// another, TOKENS keys a step:
+//   stage   TOKENS cached rows into workgroup memory as f16, STAGE_CHUNK vectors a thread at a time
+//   scores  subgroup (g, s) makes rows of group g (S_TILES matrices of 16) times all keys over slice s of d
+//   softmax ROW_THREADS neighbouring lanes share a row: the slices' sum, maximum, probabilities, running sum
+//   output  a subgroup owns OUT_TILES x 16 columns of O for all rows
+// While a step is worked on, the next one's rows come from memory into the processor's own cache: a word of each 32 bytes is
+// read and not used. To hold the rows themselves would take registers that O and Q have.
+// O is held relative to a reference exponent of its row, not to the running maximum: it is rescaled, by way of workgroup
+// memory, only when the maximum has risen by more than 2^(HEADROOM) since; P then fills f16's range.
+// Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold sends the workgroup to
+// `exact`, which does the same sequence again in f32.
+//
+// What lives where: Q and O as matrices in registers for as long as the sequence; the KV step, the slices of S and P in
+// workgroup memory; a row's reference and sum in the registers of its lanes.
+//
+// Neighbours in workgroup memory lie a padded row apart, so that the 8 rows of a matrix load meet different banks.
+//
+// The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
+// arrays kv_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
+// for subgroup matrices.
+
+var<workgroup> row_scale: array<f32, ROWS>;
+var<workgroup> row_sum: array<f32, ROWS>;
+var<workgroup> events: atomic<u32>;
+
+alias Left = subgroup_matrix_left<f16, 16, 16>;
+alias Right = subgroup_matrix_right<f16, 16, 16>;
+alias Result = subgroup_matrix_result<f32, 16, 16>;
+
+const LOWEST = -3.4028234e38;
+const RESCALE = 1u;
+const OUT_OF_RANGE = 2u;
+const LAST = 4u;
+const NOTHING = 8u;
+// A row's largest probability is 2^START when its reference is set and 2^(START + HEADROOM) at most.
+const START = 7.0;
+const HEADROOM = 8.0;
+// What f16 holds: the largest number, and the largest of a step's for small ones not to be lost beside it.
+const LARGEST = 65504.0;
+const SMALLEST = 0.001953125;
+
+/// What a workgroup knows of its rows and of the sequence at hand.
+struct Work {
+  seq: u32,
+  begin: u32,
+  end: u32,
+  length: u32,
+  table_at: u32,
+  row_base: u32,
+  head_kv: u32,
+  s_q: u32,
+  group: u32,
+  h_kv: u32,
+  /// log2 of the tokens of a block.
+  block_shift: u32,
+  /// Index of the partial result, or -1: the sequence is whole here.
+  partial: i32,
+}
+
+// Which of the s_q * h_q rows of a sequence, in the order of q and out, a row of the KV head's is.
+fn query_row(w: Work, row: u32) -> u32 {
+  return (row / w.group) * w.group * w.h_kv + w.head_kv * w.group + row % w.group;
+}
+
+// Where Q's row is, in vectors of 8; rows past the end repeat the last one and are never written.
+fn q_at(w: Work, row: u32) -> u32 {
+  let rows = w.s_q * w.group;
+  return (w.seq * rows * w.h_kv + query_row(w, min(w.row_base + row, rows - 1u))) * VECS;
+}
+
+// The first key that a row does not see, or `end`.
+fn limit_of(w: Work, row: u32) -> u32 {
+  if (plan[PLAN_CAUSAL] == 0u) { return w.end; }
+  // Query token i sees keys 0 .. length - s_q + i; counted from the end to stay unsigned.
+  let hidden = w.s_q - 1u - min((w.row_base + row) / w.group, w.s_q - 1u);
+  return min(w.end, w.length - min(w.length, hidden));
+}
+
+fn scaled_pair(x: u32, by: f32) -> u32 {
+  return bitcast<u32>(vec2<f16>(vec2<f32>(unpack_low(x), unpack_high(x)) * by));
+}
+
+// Eight cached numbers to the KV tile; the largest magnitude so far goes in and out.
+fn put(at: u32, x: vec4<u32>, most: f32) -> f32 {
+  if (!IS_BF16) {
+    tile_put(at, x);
+    return most;
+  }
+  let low = bitcast<vec4<f32>>(x << vec4<u32>(16u));
+  let high = bitcast<vec4<f32>>(x & vec4<u32>(0xffff0000u));
+  tile_put(at, vec4<u32>(
+    bitcast<u32>(vec2<f16>(vec2<f32>(low.x, high.x))), bitcast<u32>(vec2<f16>(vec2<f32>(low.y, high.y))),
+    bitcast<u32>(vec2<f16>(vec2<f32>(low.z, high.z))), bitcast<u32>(vec2<f16>(vec2<f32>(low.w, high.w)))));
+  let larger = max(abs(low), abs(high));
+  return max(most, max(max(larger.x, larger.y), max(larger.z, larger.w)));
+}
+
+// Eight numbers of this thread's cached row, the v-th it reads; slots past the sequence's end may hold anything and are zero.
+fn fetch(from_row: vec2<u32>, there: bool, vec: u32) -> vec4<u32> {
+  if (there && (STAGE_EVEN || vec < VECS)) { return load_kv(from_row.x, from_row.y + vec); }
+  return vec4<u32>();
+}
+
+fn finite_half(x: u32) -> u32 {
+  let low = select(x & 0xffffu, 0u, (x & 0x7c00u) == 0x7c00u);
+  let high = select(x & 0xffff0000u, 0u, (x & 0x7c000000u) == 0x7c000000u);
+  return low | high;
+}
+
+// The largest magnitude of 8 numbers, as a 15-bit pattern.
+fn magnitude(x: vec4<u32>) -> u32 {
+  let m = max(x & vec4<u32>(0x7fffu), (x >> vec4<u32>(16u)) & vec4<u32>(0x7fffu));
+  return max(max(m.x, m.y), max(m.z, m.w));
+}
+
+fn power_of_two(exponent: i32) -> f32 { return bitcast<f32>(u32(exponent + 127) << 23u); }
+
+// The exponent to take out of a row of Q, so that its largest number is between 2^14 and 2^15.
+fn row_exponent(most: u32) -> i32 {
+  let exponent = select(i32(most >> 10u) - 15, i32(most >> 7u) - 127, IS_BF16);
+  return clamp(exponent - 14, -126, 126);
+}
+
+fn dot8(a: vec4<u32>, b: vec4<u32>) -> f32 {
+  var sum = 0.0;
+  for (var i = 0u; i < 4u; i++) { sum += unpack_low(a[i]) * unpack_low(b[i]) + unpack_high(a[i]) * unpack_high(b[i]); }
+  return sum;
+}
+
+// Four columns of a row of O, to `out` or to the partial results.
+fn write_quad(w: Work, row: u32, quad: u32, o: vec4<f32>, sum: f32) {
+  let rows = w.s_q * w.group;
+  let value = o * select(1.0 / sum, 0.0, sum == 0.0);
+  if (w.partial >= 0) {
+    let at = ((u32(w.partial) * w.h_kv + w.head_kv) * rows + row) * V_QUADS + quad;
+    partials[2u * at] = value.xy;
+    partials[2u * at + 1u] = value.zw;
+  } else {
+    out[(w.seq * rows * w.h_kv + query_row(w, row)) * V_QUADS + quad] = vec2<u32>(pack(value.x, value.y), pack(value.z, value.w));
+  }
+}
+
+fn write_lse(w: Work, row: u32, highest: f32, sum: f32) {
+  let rows = w.s_q * w.group;
+  if (w.partial >= 0) {
+    // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
+    var lse_log2 = select(highest + log2(sum), LOWEST, sum == 0.0);
+    if (is_nan(sum)) { lse_log2 = sum; }
+    partials[plan[PLAN_LSE_AT] + (u32(w.partial) * w.h_kv + w.head_kv) * rows + row] = vec2<f32>(lse_log2, 0.0);
+  } else {
+    lse[(w.seq * w.h_kv + w.head_kv) * rows + (row % w.group) * w.s_q + row / w.group] = lse_bits(highest, sum);
+  }
+}
+
+// One sequence again, in f32: 4 rows at a time, a thread a score, then items of 8 columns of O a thread. Rare, not fast.
+fn exact(w: Work, thread: u32, scale_log2: f32) {
+  let tokens = THREADS / 4u;
+  let mine = thread / tokens;
+  for (var row0 = 0u; row0 < ROWS; row0 += 4u) {
+    var acc: array<vec4<f32>, 2u * EXACT_ITEMS>;
+    for (var i = 0u; i < 2u * EXACT_ITEMS; i++) { acc[i] = vec4<f32>(); }
+    var highest = vec4<f32>(LOWEST);
+    var sum = vec4<f32>();
+    let limit = limit_of(w, row0 + mine);
+    let at = q_at(w, row0 + mine);
+    for (var token0 = w.begin; token0 < w.end; token0 += tokens) {
+      let token = token0 + thread % tokens;
+      var score = LOWEST;
+      if (token < limit) {
+        let k = kv_row(w, token);
+        var dot = 0.0;
+        for (var i = 0u; i < VECS; i++) { dot += dot8(q[at + i], load_kv(k.x, k.y + i)); }
+        score = dot * scale_log2;
+      }
+      slices_put(thread, vec4<f32>(score));
+      workgroupBarrier();
+      // Every thread follows the maximum and the sum of all 4 rows.
+      var next = highest;
+      for (var t = 0u; t < tokens; t++) {
+        #unroll i < 4
+        next[$iu] = max(next[$iu], slices_get($iu * tokens + t).x);
+        #end
+      }
+      let factor = exp2(highest - next);
+      highest = next;
+      sum *= factor;
+      for (var i = 0u; i < EXACT_ITEMS; i++) {
+        let f = factor[((thread + i * THREADS) / V_VECS) % 4u];
+        acc[2u * i] *= f;
+        acc[2u * i + 1u] *= f;
+      }
+      for (var t = 0u; t < tokens && token0 + t < w.end; t++) {
+        let k = kv_row(w, token0 + t);
+        var p: vec4<f32>;
+        #unroll i < 4
+        p[$iu] = slices_get($iu * tokens + t).x;
+        #end
+        let visible = vec4<bool>(
+          token0 + t < limit_of(w, row0), token0 + t < limit_of(w, row0 + 1u),
+          token0 + t < limit_of(w, row0 + 2u), token0 + t < limit_of(w, row0 + 3u));
+        p = select(vec4<f32>(), exp2_or_nan(p - highest), visible);
+        sum += p;
+        for (var i = 0u; i < EXACT_ITEMS; i++) {
+          let item = thread + i * THREADS;
+          let r = (item / V_VECS) % 4u;
+          if (!visible[r]) { continue; }
+          let v = load_kv(k.x, k.y + item % V_VECS);
+          acc[2u * i] += p[r] * vec4<f32>(unpack_low(v.x), unpack_high(v.x), unpack_low(v.y), unpack_high(v.y));
+          acc[2u * i + 1u] += p[r] * vec4<f32>(unpack_low(v.z), unpack_high(v.z), unpack_low(v.w), unpack_high(v.w));
+        }
+      }
+      workgroupBarrier();
+    }
+    for (var i = 0u; i < EXACT_ITEMS; i++) {
+      let item = thread + i * THREADS;
+      let r = item / V_VECS;
+      let row = w.row_base + row0 + r;
+      if (r < 4u && row < w.s_q * w.group) {
+        write_quad(w, row, 2u * (item % V_VECS), acc[2u * i], sum[r]);
+        write_quad(w, row, 2u * (item % V_VECS) + 1u, acc[2u * i + 1u], sum[r]);
+        if (item % V_VECS == 0u) { write_lse(w, row, highest[r], sum[r]); }
+      }
+    }
+  }
+}
+
+// One of this thread's words of a cached row, for the cache's sake.
+fn touch(row_at: vec2<u32>, there: bool, sector: u32) -> u32 {
+  if (there && sector < VECS / 2u) { return load_kv(row_at.x, row_at.y + 2u * sector).x; }
+  return 0u;
+}
+
+// slice * step, in a form whose largest value a compiler sees: a matrix load with a check that stays is a slow one.
+fn of_slice(slice: u32, step: u32) -> u32 {
+  return select(0u, step, (slice & 1u) != 0u) + select(0u, 2u * step, (slice & 2u) != 0u);
+}
+
+// Segment of a token's cached row and where it is there, in vectors of 8.
+fn row_in(w: Work, block: u32, token: u32) -> vec2<u32> {
+  var in_segment = block;
+  var segment = 0u;
+  if (SEGMENTS > 1u) {
+    segment = block / BLOCKS_PER_SEGMENT;
+    in_segment = block % BLOCKS_PER_SEGMENT;
+  }
+  return vec2<u32>(segment, (((in_segment << w.block_shift) + (token & ((1u << w.block_shift) - 1u))) * w.h_kv + w.head_kv) * VECS);
+}
+
+fn block_of(w: Work, token: u32) -> u32 {
+  if (token >= w.end) { return 0u; }
+  return plan[w.table_at + (token >> w.block_shift)];
+}
+
+fn kv_row(w: Work, token: u32) -> vec2<u32> { return row_in(w, block_of(w, token), token); }
+
+@compute @workgroup_size(THREADS)
+fn main(
+  @builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32,
+  @builtin(subgroup_id) subgroup_index: u32,
+) {
+  let part = workgroup.x;
+  let scale_log2 = bitcast<f32>(plan[PLAN_SCALE]);
+  let part_at = PLAN_PARTS + part * 8u;
+  let first_seq = plan[part_at];
+  let last_seq = plan[part_at + 2u];
+
+  var w: Work;
+  w.row_base = workgroup.y * ROWS;
+  w.head_kv = workgroup.z;
+  w.s_q = plan[PLAN_S_Q];
+  w.group = plan[PLAN_GROUP];
+  w.h_kv = plan[PLAN_H_KV];
+  w.block_shift = firstTrailingBit(plan[PLAN_BLOCK]);
+
+  // Masked, so that a compiler knows the range and drops the checks of what is indexed with it.
+  let me = subgroup_index & (SUBGROUPS - 1u);
+  let slice = me & (SLICES - 1u);
+  let s_group = (me / SLICES) & (S_GROUPS - 1u);
+  // stage: neighbouring lanes read a row together
+  let stage_token = thread / STAGE_LANES;
+  let stage_vec = thread % STAGE_LANES;
+  // softmax; threads past the last row do as its own do
+  let row = min(thread / ROW_THREADS, ROWS - 1u);
+  let lane = thread % ROW_THREADS;
+
+  for (var seq = first_seq; seq <= last_seq; seq++) {
+    w.seq = seq;
+    w.length = plan[plan[PLAN_SEQS_AT] + seq * 4u];
+    w.begin = 0u;
+    w.end = w.length;
+    w.partial = -1;
+    if (seq == last_seq) {
+      w.end = min(w.length, plan[part_at + 3u] << w.block_shift);
+      w.partial = bitcast<i32>(plan[part_at + 7u]);
+    }
+    if (seq == first_seq) {
+      w.begin = plan[part_at + 1u] << w.block_shift;
+      w.partial = bitcast<i32>(plan[part_at + 6u]);
+    }
+    w.table_at = plan[PLAN_TABLE_AT] + seq * plan[PLAN_TABLE_STRIDE];
+
+    // Q, 16 rows at a time by way of the KV tile.
+    #unroll r < S_TILES
+    #unroll k < SLICE_STEPS
+    var q_$r_$k = Left();
+    #end
+    #end
+    #unroll t < ROW_TILES
+    workgroupBarrier();
+    for (var i = stage_token; i < 16u; i += TOKENS) {
+      let at = q_at(w, $tu * 16u + i);
+      var most = 0u;
+      for (var v = stage_vec; v < VECS; v += STAGE_LANES) { most = max(most, magnitude(q[at + v])); }
+      #unroll x < STAGE_SHUFFLES
+      most = max(most, subgroupShuffleXor(most, 1u << $xu));
+      #end
+      let exponent = row_exponent(most);
+      if (stage_vec == 0u) { row_scale[$tu * 16u + i] = scale_log2 * power_of_two(exponent); }
+      let up = power_of_two(-exponent);
+      for (var v = stage_vec; v < VECS; v += STAGE_LANES) {
+        let x = q[at + v];
+        tile_put(i * KV_STRIDE + v, vec4<u32>(scaled_pair(x.x, up), scaled_pair(x.y, up), scaled_pair(x.z, up), scaled_pair(x.w, up)));
+      }
+    }
+    workgroupBarrier();
+    #unroll r < S_TILES
+    if (s_group * S_TILES + $ru == $tu) {
+      #unroll k < SLICE_STEPS
+      q_$r_$k = subgroupMatrixLoad<Left, row_major>(&kv_tile, of_slice(slice, 2u * SLICE_STEPS) + $ku * 2u, KV_STRIDE);
+      #end
+    }
+    #end
+    #end
+    workgroupBarrier();
+    let score_scale = row_scale[row];
+
+    #unroll r < ROW_TILES
+    #unroll c < OUT_TILES
+    var o_$r_$c = Result();
+    #end
+    #end
+    var reference = LOWEST;
+    var total = 0.0; // over this lane's tokens only
+    let limit = limit_of(w, row);
+    // Keys from here on only some rows see.
+    let partly_seen = select(w.end, w.length - min(w.length, w.s_q - 1u), plan[PLAN_CAUSAL] != 0u);
+    var outside = false;
+
+    var most = 0.0;
+    var unused = 0u;
+    let put_at = stage_token * KV_STRIDE + stage_vec;
+    var row_at = kv_row(w, w.begin + stage_token);
+    var next_block = block_of(w, w.begin + TOKENS);
+    var token0 = w.begin;
+    #unroll v < TOUCHES
+    var touch_$v = 0u;
+    #end
+
+    // The end comes with the events: a compiler that can tell how often a loop runs copies its body, past what the
+    // instruction cache holds.
+    if (w.begin < w.end) { loop {
+      // stage, and touch the next step's rows; slots past the sequence's end may hold anything and become zero
+      let there = token0 + stage_token < w.end;
+      let next = row_in(w, next_block, token0 + TOKENS + stage_token);
+      next_block = block_of(w, token0 + 2u * TOKENS);
+      #unroll v < TOUCHES
+      unused ^= touch_$v;
+      #end
+      #unroll v < TOUCHES
+      touch_$v = touch(next, token0 + TOKENS + stage_token < w.end, stage_vec + $vu * STAGE_LANES);
+      #end
+      if (thread == 0u) { atomicStore(&events, select(0u, LAST, token0 + TOKENS >= w.end)); }
+      #unroll g < STAGE_GROUPS
+      #unroll v < STAGE_CHUNK
+      let x_$g_$v = fetch(row_at, there, stage_vec + ($gu * STAGE_CHUNK + $vu) * STAGE_LANES);
+      #end
+      #unroll v < STAGE_CHUNK
+      if (STAGE_EVEN || stage_vec + ($gu * STAGE_CHUNK + $vu) * STAGE_LANES < VECS) { most = put(put_at + ($gu * STAGE_CHUNK + $vu) * STAGE_LANES, x_$g_$v, most); }
+      #end
+      #end
+      row_at = next;
+      workgroupBarrier();
+
+      // scores
+      #unroll r < S_TILES
+      #unroll n < KEY_TILES
+      var s_$r_$n = Result();
+      #end
+      #end
+      #unroll k < SLICE_STEPS
+      {
+        #unroll n < KEY_TILES
+        let k_$n = subgroupMatrixLoad<Right, col_major>(&kv_tile, of_slice(slice, 2u * SLICE_STEPS) + $nu * 16u * KV_STRIDE + $ku * 2u, KV_STRIDE);
+        #end
+        #unroll n < KEY_TILES
+        #unroll r < S_TILES
+        s_$r_$n = subgroupMatrixMultiplyAccumulate(q_$r_$k, k_$n, s_$r_$n);
+        #end
+        #end
+      }
+      #end
+      #unroll r < S_TILES
+      #unroll n < KEY_TILES
+      subgroupMatrixStore<col_major>(&slices, of_slice(slice, TOKENS * S_STRIDE) + $nu * 16u * S_STRIDE + (s_group * S_TILES + $ru) * 4u, s_$r_$n, S_STRIDE);
+      #end
+      #end
+      workgroupBarrier();
+
+      // Keys that only some rows see: what is not a number in their V must not reach the others, since 0 * NaN is NaN.
+      // It reaches the rows that see them through the scores.
+      if (token0 + TOKENS > partly_seen) {
+        for (var v = stage_vec; v < V_VECS; v += STAGE_LANES) {
+          let at = stage_token * KV_STRIDE + v;
+          let x = tile_get(at);
+          tile_put(at, vec4<u32>(finite_half(x.x), finite_half(x.y), finite_half(x.z), finite_half(x.w)));
+        }
+      }
+
+      // softmax
+      var highest = LOWEST;
+      #unroll j < LANE_QUADS
+      let quad_$j = lane + $ju * ROW_THREADS;
+      var score_$j = vec4<f32>();
+      #unroll s < SLICES
+      {
+        let at = ($su * TOKENS + quad_$j * 4u) * S_STRIDE * 4u + row;
+        score_$j += vec4<f32>(slices_one(at), slices_one(at + S_STRIDE * 4u), slices_one(at + S_STRIDE * 8u), slices_one(at + S_STRIDE * 12u));
+      }
+      #end
+      let visible_$j = vec4<u32>(token0 + quad_$j * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit);
+      score_$j = select(vec4<f32>(LOWEST), score_$j * score_scale, visible_$j);
+      highest = max(highest, max(max(score_$j.x, score_$j.y), max(score_$j.z, score_$j.w)));
+      #end
+      #unroll x < ROW_SHUFFLES
+      highest = max(highest, subgroupShuffleXor(highest, 1u << $xu));
+      #end
+      var factor = 1.0;
+      if (highest > reference + (START + HEADROOM)) {
+        let next = highest - START;
+        if (reference != LOWEST) {
+          factor = exp2(reference - next);
+          total *= factor;
+          atomicOr(&events, RESCALE);
+        }
+        reference = next;
+      }
+      if (lane == 0u) { row_scale[row] = factor; }
+      #unroll j < LANE_QUADS
+      let p_$j = select(vec4<f32>(), exp2_or_nan(score_$j - reference), visible_$j);
+      total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
+      probs_put(row * P_STRIDE + quad_$j, vec2<u32>(bitcast<u32>(vec2<f16>(p_$j.xy)), bitcast<u32>(vec2<f16>(p_$j.zw))));
+      #end
+      if (IS_BF16 && (most > LARGEST || (most > 0.0 && most < SMALLEST))) { atomicOr(&events, OUT_OF_RANGE); }
+      let event = workgroupUniformLoad(&events);
+      if ((event & (RESCALE | OUT_OF_RANGE)) != 0u) {
+        if ((event & OUT_OF_RANGE) != 0u) {
+          outside = true;
+          break;
+        }
+        // O by way of `slices`: a matrix each of SCRATCH subgroups at a time.
+        #unroll r < ROW_TILES
+        #unroll c < OUT_TILES
+        #unroll h < SCRATCH_ROUNDS
+        workgroupBarrier();
+        if (me / SCRATCH == $hu) { subgroupMatrixStore<row_major>(&slices, (me % SCRATCH) * 64u, o_$r_$c, 4u); }
+        workgroupBarrier();
+        for (var i = thread; i < SCRATCH * 64u; i += THREADS) { slices_put(i, slices_get(i) * row_scale[$ru * 16u + (i / 4u) % 16u]); }
+        workgroupBarrier();
+        if (me / SCRATCH == $hu) { o_$r_$c = subgroupMatrixLoad<Result, row_major>(&slices, (me % SCRATCH) * 64u, 4u); }
+        #end
+        #end
+        #end
+      }
+
+      // output
+      #unroll n < KEY_TILES
+      {
+        #unroll r < ROW_TILES
+        let p_$r = subgroupMatrixLoad<Left, row_major>(&probs, $ru * 16u * P_STRIDE + $nu * 4u, P_STRIDE);
+        #end
+        #unroll c < OUT_TILES
+        {
+          let v = subgroupMatrixLoad<Right, row_major>(&kv_tile, $nu * 16u * KV_STRIDE + (me * OUT_TILES + $cu) * 2u, KV_STRIDE);
+          #unroll r < ROW_TILES
+          o_$r_$c = subgroupMatrixMultiplyAccumulate(p_$r, v, o_$r_$c);
+          #end
+        }
+        #end
+      }
+      #end
+      if ((event & LAST) != 0u) { break; }
+      token0 += TOKENS;
+      workgroupBarrier();
+    } }
+
+    if (unused == 0x9e3779b9u) { atomicOr(&events, NOTHING); }
+    workgroupBarrier();
+    // The end of a sequence: O by way of `slices` to where it belongs, a matrix a subgroup and row tile at a time.
+    if (outside) {
+      workgroupBarrier();
+      exact(w, thread, scale_log2);
+    } else {
+      #unroll x < ROW_SHUFFLES
+      total += subgroupShuffleXor(total, 1u << $xu);
+      #end
+      if (lane == 0u) {
+        row_sum[row] = total;
+        if (w.row_base + row < w.s_q * w.group) { write_lse(w, w.row_base + row, reference, total); }
+      }
+      #unroll c < OUT_TILES
+      #unroll r < ROW_TILES
+      #unroll h < SCRATCH_ROUNDS
+      workgroupBarrier();
+      if (me / SCRATCH == $hu) { subgroupMatrixStore<row_major>(&slices, (me % SCRATCH) * 64u, o_$r_$c, 4u); }
+      workgroupBarrier();
+      for (var i = thread; i < SCRATCH * 64u; i += THREADS) {
+        let o_row = $ru * 16u + (i / 4u) % 16u;
+        if (w.row_base + o_row < w.s_q * w.group) {
+          write_quad(w, w.row_base + o_row, (($hu * SCRATCH + i / 64u) * OUT_TILES + $cu) * 4u + i % 4u, slices_get(i), row_sum[o_row]);
+        }
+      }
+      #end
+      #end
+      #end
+    }
+  }
+}

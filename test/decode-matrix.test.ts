@@ -1,0 +1,146 @@
+/**
+ * The matrix tier where no adapter has subgroup matrices: its configurations, that its text compiles in both syntaxes, and
+ * the text itself with the matrices emulated (matrix-emulation.ts) on the software adapter.
+ */
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import type { Mla } from '../src/mla.ts';
+import { createMla } from '../src/node.ts';
+import { chooseDecodeConfig, decodeCandidates, type DecodeProblem, type DeviceTraits } from '../src/webgpu/config.ts';
+import { decodeMatrixShader } from '../src/webgpu/decode-matrix.ts';
+import { MATRIX_SHAPES, matrixConfig, type MatrixDecodeConfig } from '../src/webgpu/matrix-config.ts';
+import { MATRIX_ENABLES, type MatrixSyntax } from '../src/webgpu/matrix-test.ts';
+import { makeCase, type CaseOptions, type DecodeCase } from './cases.ts';
+import { expectRight, oracle, run } from './check.ts';
+import { emulateMatrices } from './matrix-emulation.ts';
+import { compileError } from './null-gpu.ts';
+import { softwareGpu } from './software-adapter.ts';
+
+const limits = {
+  maxStorageBufferBindingSize: 2 ** 31 - 4, maxBufferSize: 2 ** 31, maxStorageBuffersPerShaderStage: 8, maxComputeWorkgroupStorageSize: 49152,
+  maxComputeInvocationsPerWorkgroup: 1024, maxComputeWorkgroupSizeX: 1024, maxComputeWorkgroupsPerDimension: 65535,
+};
+const traits = (syntax: MatrixSyntax): DeviceTraits => ({
+  limits, kind: 'gpu', vendor: 'nvidia', architecture: '', tier: 'matrix', subgroupSize: { min: 32, max: 32 }, matrix: { syntax, subgroupSize: 32 },
+});
+const DEEPSEEK: DecodeProblem = { dQk: 576, dV: 512, dtype: 'bf16', blockSize: 64 };
+
+function made(problem: DecodeProblem, syntax: MatrixSyntax = 'new'): MatrixDecodeConfig[] {
+  return MATRIX_SHAPES.map((shape) => matrixConfig(shape, problem, { syntax, subgroupSize: 32 })).filter((config) => typeof config !== 'string');
+}
+
+describe('configurations', () => {
+  test('all fit DeepSeek\'s heads on a large GPU, and are consistent', () => {
+    const { fits } = decodeCandidates(DEEPSEEK, 512, traits('new'));
+    expect(fits.map(({ key }) => key).sort()).toEqual(made(DEEPSEEK).map(({ key }) => key).sort());
+    for (const { key, rows, tokens, subgroups, slices, sliceTiles, threads, workgroupBytes } of made(DEEPSEEK)) {
+      expect(threads, key).toBe(subgroups * 32);
+      // Every slice of every row tile has a subgroup, and slices are told apart by two bits.
+      expect(subgroups * sliceTiles, key).toBeGreaterThanOrEqual((rows / 16) * slices);
+      expect([1, 2, 4], key).toContain(slices);
+      expect([subgroups, rows / 16 / sliceTiles, threads / tokens].every((n) => Number.isInteger(Math.log2(n))), key).toBe(true);
+      expect(threads, key).toBeGreaterThanOrEqual(rows * Math.min(threads / rows, tokens / 4));
+      expect(workgroupBytes, key).toBeLessThanOrEqual(49152);
+    }
+  });
+
+  test('widths that the matrices do not divide go to the next tier, and why is said', () => {
+    const { config, rejected } = chooseDecodeConfig({ dQk: 48, dV: 32, dtype: 'bf16', blockSize: 64 }, 16, traits('new'));
+    expect(config!.tier).toBe('subgroup');
+    expect(rejected.filter((why) => /^matrix .*: d_(qk|v) = (48|32) is not a multiple/.test(why)).length).toBe(MATRIX_SHAPES.length);
+  });
+
+  test('blocks smaller than a step decline it', () => {
+    const { rejected } = decodeCandidates({ ...DEEPSEEK, blockSize: 16 }, 512, traits('new'));
+    expect(rejected.join()).toMatch(/matrix 16x32 [^:]*: 32 tokens do not divide blocks of 16/);
+  });
+});
+
+describe.each(['new', 'old'] as const)('the text compiles in the %s syntax', (syntax) => {
+  test.each([[576, 512, 'bf16', 2], [576, 512, 'f16', 1], [192, 128, 'bf16', 1]] as const)('%i/%i %s', async (dQk, dV, dtype, segments) => {
+    const all = made({ dQk, dV, dtype, blockSize: 64 }, syntax);
+    // The older form is made from the newer one's text, and each use of it is warned of.
+    const configs = syntax === 'old' ? all.slice(-1) : all;
+    expect(configs.length).toBeGreaterThan(0);
+    const bindings = [['read', 'q', 'vec4<u32>'], ['read', 'plan', 'u32'], ['read_write', 'partials', 'vec2<f32>'], ['read_write', 'out', 'vec2<u32>'], ['read_write', 'lse', 'u32'], ['read', 'kv0', 'vec4<u32>'], ['read', 'kv1', 'vec4<u32>']]
+      .map(([access, name, element], i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
+    for (const config of configs) {
+      const source = decodeMatrixShader({ dQk, dV, dtype }, config, { segments, blocksPerSegment: 1820 });
+      expect(source).not.toMatch(/#|\$/);
+      expect(await compileError([MATRIX_ENABLES, 'diagnostic(off, subgroup_uniformity);', bindings, source].join('\n')), config.key).toBeUndefined();
+    }
+  });
+});
+
+// The self-test's shader is another text; that the backend heeds it is tested in tier.test.ts.
+vi.mock('../src/webgpu/matrix-test.ts', async (importOriginal) => ({
+  ...(await importOriginal<typeof import('../src/webgpu/matrix-test.ts')>()),
+  testMatrices: async () => ({ syntax: 'new', subgroupSize: 4 }),
+}));
+
+/** SwiftShader with emulated matrices: kernels for them are rewritten on their way to the compiler. */
+async function emulatingDevice(): Promise<GPUDevice> {
+  const adapter = (await (await softwareGpu()).requestAdapter())!;
+  const device = await adapter.requestDevice({
+    requiredFeatures: ['subgroups'], requiredLimits: { maxComputeWorkgroupStorageSize: adapter.limits.maxComputeWorkgroupStorageSize },
+  });
+  const compile = device.createShaderModule.bind(device);
+  device.createShaderModule = (descriptor) => compile({ ...descriptor, code: descriptor.code.includes('subgroup_matrix') ? emulateMatrices(descriptor.code) : descriptor.code });
+  return device;
+}
+
+describe('the kernel, with emulated matrices', () => {
+  let mla: Mla;
+  let device: GPUDevice;
+  beforeAll(async () => {
+    device = await emulatingDevice();
+    mla = await createMla({ backend: 'webgpu', device, tier: 'matrix', tune: 'off' });
+  });
+  afterAll(async () => {
+    await mla?.destroy();
+    device?.destroy();
+  });
+
+  const narrow = { dV: 64, rope: 64 } as const;
+  const cases: CaseOptions[] = [
+    { ...narrow, b: 3, sQ: 2, sK: 0, hQ: 20, seqlens: [300, 0, 71], causal: true },
+    { ...narrow, b: 2, sQ: 4, sK: 140, hQ: 12, hKv: 3, causal: true, ragged: true },
+    { ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [1100], softmaxScale: 30 },
+    { ...narrow, b: 2, sQ: 2, sK: 140, hQ: 5, dtype: 'f16', causal: true },
+  ];
+  test.each(cases.map((options): [string, CaseOptions] => [JSON.stringify(options), options]))('%s', async (_, options) => {
+    expect(mla.info.tier).toBe('matrix');
+    const c = makeCase(options);
+    expectRight(c, await run(mla, c));
+  });
+
+  // One cached number at a time that f16 has no room for, in a cache of ordinary ones: in V and K, in RoPE, past the end.
+  test.each([[1e5, 3], [-3e38, 7], [7e4, 64 + 9]])('a cached %d at column %i', async (value, column) => {
+    const c = makeCase({ ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [100], softmaxScale: 1e-3 });
+    const at = (c.blockTable[1]! * c.blockSize + 20) * 128 + column;
+    c.kvCache[at] = bits(value);
+    // The largest numbers of Q as well: a row of it has its own scale.
+    c.q[5] = bits(1e30);
+    c.q[column] = 0;
+    expectRight(c, await run(mla, c));
+  });
+
+  test('a cache of tiny numbers', async () => {
+    const c = tiny(makeCase({ ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [100], poison: false }));
+    const got = await run(mla, c);
+    expectRight(c, got);
+    // That bound is made for ordinary numbers: these, times 2^60 again.
+    const { out } = oracle(c);
+    expect(Math.max(...out.map(Math.abs))).toBeGreaterThan(2 ** -66);
+    got.out.forEach((value, i) => expect(Math.abs(value - out[i]!) * 2 ** 60).toBeLessThan(8e-4 + Math.abs(out[i]!) * 2 ** 60 / 64));
+  });
+});
+
+function bits(value: number): number {
+  return new Uint32Array(Float32Array.of(value).buffer)[0]! >>> 16;
+}
+
+/** The same with every cached number divided by 2^60. */
+function tiny(c: DecodeCase): DecodeCase {
+  for (let i = 0; i < c.kvCache.length; i++) if ((c.kvCache[i]! & 0x7fff) !== 0) c.kvCache[i]! -= 60 << 7;
+  return c;
+}
