@@ -135,11 +135,11 @@ export function checkDecode(args: DecodeArgs): CheckedDecode {
     });
   }
   // Contents of tensors do not change: a step's layers ask for the same check again and again.
-  const fixed = args.blockTable instanceof DeviceTensor && args.cacheSeqlens instanceof DeviceTensor;
+  const fixed = args.blockTable instanceof DeviceTensor;
   const known = fixed ? checkedTables.get(table.data) : undefined;
-  if (known?.seqlens !== seqlens || known.blockSize !== blockSize || known.numBlocks !== numBlocks) {
+  if (known?.blockSize !== blockSize || known.numBlocks !== numBlocks || !sameNumbers(known.seqlens, seqlens)) {
     checkBlockTable(table.data, maxBlocksPerSeq, seqlens, blockSize, numBlocks);
-    if (fixed) checkedTables.set(table.data, { seqlens, blockSize, numBlocks });
+    if (fixed) checkedTables.set(table.data, { seqlens: args.cacheSeqlens instanceof DeviceTensor ? seqlens : seqlens.slice(), blockSize, numBlocks });
   }
 
   const scale = args.softmaxScale ?? dQk ** -0.5;
@@ -179,6 +179,13 @@ export function checkBlockSize(blockSize: unknown, argument: string): asserts bl
   if (!BLOCK_SIZES.includes(blockSize as number)) {
     throw new MlaError('invalid-shape', 'block size not supported', { argument, expected: BLOCK_SIZES.join(', '), got: describe(blockSize) });
   }
+}
+
+function sameNumbers(a: Int32Array, b: Int32Array): boolean {
+  if (a === b) return true;
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
 }
 
 /** Contents of tables that are tensors, and what they were last found right for. */

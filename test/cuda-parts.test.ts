@@ -103,7 +103,7 @@ describe('configuration', () => {
     expect(number(decode, 'THREADS')).toBe(DECODE_THREADS);
     const combine = await source('combine.cu');
     expect(number(combine, 'WARPS') * 32).toBe(COMBINE_THREADS);
-    const plan = { parts: 65535, mergeBlocks: 0, mostSplits: number(combine, 'MOST_SPLITS') };
+    const plan = { parts: 65535, kvBlocks: 65535, mergeBlocks: 0, mostSplits: number(combine, 'MOST_SPLITS') };
     expect(chooseDecodeConfig(shape, plan, 132).grid).toEqual([1, 65535, 1]);
     expect(() => chooseDecodeConfig(shape, { ...plan, mostSplits: plan.mostSplits + 1 }, 132)).toThrow(expect.objectContaining({ code: 'limit-exceeded' }));
     const few = await source('decode_few.cu');
@@ -114,14 +114,15 @@ describe('configuration', () => {
 
   test('any problem that the kernels take has a grid that covers it', () => {
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: 300 }), fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: 132 }), fc.integer({ min: 0, max: 400 }), (group, hKv, sQ, parts, mergeBlocks) => {
-        const config = chooseDecodeConfig({ ...shape, hQ: group * hKv, hKv, sQ }, { parts, mergeBlocks, mostSplits: 3 }, 132);
+      fc.property(fc.integer({ min: 1, max: 300 }), fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: 132 }), fc.integer({ min: 0, max: 400 }), fc.integer({ min: 0, max: 3000 }), (group, hKv, sQ, parts, mergeBlocks, kvBlocks) => {
+        const config = chooseDecodeConfig({ ...shape, hQ: group * hKv, hKv, sQ }, { parts, kvBlocks, mergeBlocks, mostSplits: 3 }, 132);
         expect(config.rows).toBe(group * sQ);
         const [rowTiles, ...others] = config.grid;
         expect(rowTiles * 64).toBeGreaterThanOrEqual(config.rows);
         expect(rowTiles * 64).toBeLessThan(config.rows + 128);
-        expect(config.kernel).toBe(config.rows > 64 ? 'decode_bf16_pair' : config.rows > 16 ? 'decode_bf16' : 'decode_bf16_few');
-        expect([config.boxTokens, config.boxRows]).toEqual(config.rows > 16 ? [64, 64] : [32, 16]);
+        const few = config.rows <= 16 && kvBlocks / parts <= 8;
+        expect(config.kernel).toBe(config.rows > 64 ? 'decode_bf16_pair' : few ? 'decode_bf16_few' : 'decode_bf16');
+        expect([config.boxTokens, config.boxRows]).toEqual(few ? [32, 16] : [64, 64]);
         if (config.rows > 64) expect(rowTiles % 2).toBe(0);
         else expect(rowTiles).toBe(1);
         expect(others).toEqual([parts, hKv]);
@@ -158,7 +159,7 @@ describe('configuration', () => {
     const machine = scheduleInfo(132);
     for (const [rows, hKv] of [[16, 1], [64, 1], [65, 1], [128, 1], [192, 1], [256, 1], [300, 2], [16, 8], [1000, 200]] as const) {
       const { parts } = getMlaMetadata({ cacheSeqlens: new Int32Array(200).fill(9000), numQTokensPerHeadK: rows, numHeadsK: hKv }, machine);
-      const { grid } = chooseDecodeConfig({ ...shape, hQ: rows * hKv, hKv }, { parts, mergeBlocks: 0, mostSplits: 1 }, 132);
+      const { grid } = chooseDecodeConfig({ ...shape, hQ: rows * hKv, hKv }, { parts, kvBlocks: 28200, mergeBlocks: 0, mostSplits: 1 }, 132);
       expect(parts).toBe(partsTarget(machine, rows, hKv));
       const blocks = grid[0] * grid[1] * grid[2];
       if (parts > 1) expect(blocks, `${rows} rows, ${hKv} KV heads`).toBeLessThanOrEqual(132);
@@ -167,7 +168,7 @@ describe('configuration', () => {
   });
 
   test('limits are refused by name', () => {
-    const plan = { parts: 1, mergeBlocks: 0, mostSplits: 1 };
+    const plan = { parts: 1, kvBlocks: 1, mergeBlocks: 0, mostSplits: 1 };
     for (const [change, argument] of [
       [{ dV: 256, dQk: 320 }, 'headDimV'], [{ dQk: 528 }, 'q.shape[3]'], [{ blockSize: 128 }, 'kvCache.shape[1]'], [{ hKv: 65536, hQ: 65536 }, 'kvCache.shape[2]'], [{ b: 2 ** 20, hQ: 2048 }, 'q'],
     ] as const) {

@@ -2,8 +2,8 @@
  * Problem -> kernels and their grids. Pure.
  *
  * There is one shape of heads: 512 + 64 in blocks of 64 tokens, DeepSeek's. What varies with the query rows of a KV head
- * is the kernel: up to 16 are the columns of the matrix products, up to 64 their rows, more are row tiles, of which a cluster
- * of two shares each KV block; and with the splits, how the partial results are merged.
+ * is the kernel: up to 16 are the columns of the matrix products where parts are short, up to 64 their rows, more are row
+ * tiles, of which a cluster of two shares each KV block; and with the splits, how the partial results are merged.
  */
 import type { DecodeShape } from '../backend.ts';
 import { MlaError } from '../errors.ts';
@@ -20,6 +20,8 @@ export const DECODE_THREADS = 384;
 // As in native-cuda/decode_few.cu.
 export const DECODE_FEW_THREADS = 320;
 const FEW_QUERY_ROWS = 16;
+/** KV blocks a part, at most, for which it is the faster one: it starts and ends sooner, and is no faster in between. */
+const FEW_KV_BLOCKS = 8;
 const FEW_STEP_TOKENS = 32;
 /** Dynamic shared memory of the decode kernels: all that a block can have, which their structs Shared are asserted to fit in. */
 export const DECODE_SHARED_BYTES = 232448;
@@ -72,6 +74,8 @@ export type CombineKernelName = `combine_${KvDType}`;
 /** What of a plan decides on kernels. */
 export interface PlanFacts {
   readonly parts: number;
+  /** KV blocks of all sequences. */
+  readonly kvBlocks: number;
   /** Thread blocks of the merge; 0 when no sequence is split. */
   readonly mergeBlocks: number;
   /** Most splits that a sequence has. */
@@ -105,7 +109,7 @@ export function chooseDecodeConfig(shape: DecodeShape, plan: PlanFacts, multiPro
   const { sQ, hQ, hKv, dtype } = shape;
   const rows = (sQ * hQ) / hKv;
   const rowTiles = countRowTiles(ROW_TILING, rows);
-  const few = rows <= FEW_QUERY_ROWS;
+  const few = rows <= FEW_QUERY_ROWS && plan.kvBlocks <= FEW_KV_BLOCKS * plan.parts;
   const refuse = (what: string, most: number, got: number): MlaError =>
     new MlaError('limit-exceeded', `too many ${what} for one launch`, { argument: 'metadata', expected: `at most ${most}`, got: String(got), fix: 'Use metadata that this instance made' });
   if (plan.parts > MOST_GRID_Y) throw refuse('parts', MOST_GRID_Y, plan.parts);

@@ -1,7 +1,7 @@
 /** Plans on the device: one a step is used by every layer; a few steps may be in flight. */
 import type { DecodeOp, TensorId } from '../backend.ts';
 import { PLAN_LAYOUT, makePlan } from '../plan.ts';
-import { mergeItems, type PlanFacts } from './config.ts';
+import { BLOCK_TOKENS, mergeItems, type PlanFacts } from './config.ts';
 import type { Allocation, DeviceMemory } from './memory.ts';
 import type { Staging } from './staging.ts';
 
@@ -53,6 +53,7 @@ export class Plans {
     const { words: plan, parts } = makePlan(op, indices);
     const sequencesAt = plan[PLAN_LAYOUT.PLAN_SEQS_AT]!;
     const { items, mostSplits } = mergeItems(new Int32Array(plan.buffer, sequencesAt * 4, op.b * 4), op.sQ * op.hQ);
+    const kvBlocks = op.metadata.cacheSeqlens.reduce((sum, length) => sum + Math.ceil(length / BLOCK_TOKENS), 0);
     // The merge's list after it, where its rows of four are aligned.
     const mergesAt = Math.ceil(plan.length / 4) * 4;
     const words = new Uint32Array(mergesAt + items.length);
@@ -67,7 +68,7 @@ export class Plans {
     }
     const from = allocation.address;
     return {
-      allocation, table, metadataId: op.metadataId, parts, mergeBlocks: items.length / 4, mostSplits,
+      allocation, table, metadataId: op.metadataId, parts, kvBlocks, mergeBlocks: items.length / 4, mostSplits,
       at: {
         parts: from + 4 * PLAN_LAYOUT.PLAN_PARTS,
         sequences: from + 4 * sequencesAt,
