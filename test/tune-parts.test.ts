@@ -10,7 +10,7 @@ import { cacheDirectory, fileStore } from '../src/tune-file.ts';
 import { indexedDbStore } from '../src/tune-indexed-db.ts';
 import { noStore, readChoice, siteKey, type TuneSite } from '../src/tune-store.ts';
 import type { KernelLimits } from '../src/webgpu/config.ts';
-import { TUNE_BLOCK, loadCost, tuneLoads } from '../src/webgpu/tune-load.ts';
+import { PROBE_TOKENS, TUNE_BLOCK, loadCost, tokensWithin, tuneLoads } from '../src/webgpu/tune-load.ts';
 import { search, slotLadder, type Times } from '../src/webgpu/tune-search.ts';
 
 const choice = { config: 'base 16x16/256 r2', slots: 132, longMs: 1.5, shortMs: 0.1 };
@@ -56,8 +56,9 @@ describe('loads', () => {
 
   test('lie within the pool and the limits, each key once a call', () => {
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: 200 }), fc.constantFrom(48, 576), fc.constantFrom('gpu' as const, 'software' as const), (hKv, dQk, kind) => {
-        const loads = tuneLoads({ hKv, dQk }, { kind, limits })!;
+      fc.property(fc.integer({ min: 1, max: 200 }), fc.constantFrom(48, 576), fc.constantFrom(1, 700, 5000, Infinity), (hKv, dQk, most) => {
+        const loads = tuneLoads({ hKv, dQk }, { limits }, most)!;
+        expect(loads.long.cacheSeqlens.reduce((x, y) => x + y)).toBeLessThanOrEqual(Math.max(most, PROBE_TOKENS));
         expect(loads.numBlocks * TUNE_BLOCK * hKv * dQk * 2).toBeLessThanOrEqual(limits.maxStorageBufferBindingSize);
         for (const { cacheSeqlens, maxBlocksPerSeq, blockTables } of [loads.long, loads.short]) {
           const used = blockTables.flatMap((table) => [...cacheSeqlens].flatMap((length, i) => [...table.subarray(i * maxBlocksPerSeq, i * maxBlocksPerSeq + length / TUNE_BLOCK)]));
@@ -70,7 +71,7 @@ describe('loads', () => {
   });
 
   test('on a GPU pass its caches, and short calls find their keys in none', () => {
-    const { long, short, numBlocks } = tuneLoads({ hKv: 1, dQk: 576 }, { kind: 'gpu', limits })!;
+    const { long, short, numBlocks } = tuneLoads({ hKv: 1, dQk: 576 }, { limits }, Infinity)!;
     const bytes = (tokens: number): number => tokens * 576 * 2;
     expect(bytes(long.cacheSeqlens.reduce((x, y) => x + y))).toBeGreaterThan(120e6);
     expect(short.cacheSeqlens).toEqual(Int32Array.of(8192));
@@ -80,8 +81,17 @@ describe('loads', () => {
     expect(numBlocks).toBe(1820);
   });
 
+  test('shrink with the device’s speed, down to a first call', () => {
+    const shape = { hKv: 1, dQk: 576 };
+    const tokens = (most: number): number => tuneLoads(shape, { limits }, most)!.long.cacheSeqlens.reduce((x, y) => x + y);
+    expect(tokens(PROBE_TOKENS)).toBe(PROBE_TOKENS);
+    expect(tokens(tokensWithin(30, 1000))).toBe(PROBE_TOKENS);
+    expect(tokens(tokensWithin(30, 3))).toBeGreaterThan(8 * PROBE_TOKENS);
+    expect(tokens(tokensWithin(30, 0.02))).toBeGreaterThan(110_000);
+  });
+
   test('none where no block fits', () => {
-    expect(tuneLoads({ hKv: 4000, dQk: 576 }, { kind: 'gpu', limits })).toBeUndefined();
+    expect(tuneLoads({ hKv: 4000, dQk: 576 }, { limits }, Infinity)).toBeUndefined();
   });
 });
 

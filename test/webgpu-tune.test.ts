@@ -166,6 +166,17 @@ describe('in the background', () => {
     }
   });
 
+  test('a device that would keep others waiting is left alone, and says so', async () => {
+    const wide = makeCase({ b: 1, sQ: 1, sK: 70, hQ: 128 });
+    const mla = await make({ tune: 'auto' });
+    if (!mla.info.software) return;
+    expectRight(wide, await run(mla, wide));
+    await eventually(() => mla.info.tuning !== undefined);
+    expect(mla.info.tuning).toMatch(/^bf16 576\/512, 128 rows, 1 KV head was not tuned: the device is too slow/);
+    expect(mla.info.schedule.tuned).toEqual([]);
+    expectRight(wide, await run(mla, wide));
+  });
+
   test.each(['at once', 'in its midst'])('destroy ends it %s', async (when) => {
     const device = await softwareDevice();
     const mla = await make({ device, tune: 'auto' });

@@ -82,16 +82,20 @@ export class TuneBench {
     if (refused) throw refused;
   }
 
+  /** Milliseconds of a warm call of the long load; undefined where it cannot be made. @throws MlaError out-of-memory, device-lost, destroyed */
+  async probe(config: DecodeConfig, slots: number): Promise<number | undefined> {
+    const ready = await this.#compile(config);
+    const long = await this.#prepare(this.#loads.long, config, slots);
+    if (typeof ready === 'string' || typeof long === 'string') return undefined;
+    const partials = await this.#take(long.partialBytes);
+    await this.#batch(ready, config, long.calls, partials, 1);
+    return this.#batch(ready, config, long.calls, partials, 1);
+  }
+
   /** Times of a trial, or why it was given up. @throws MlaError out-of-memory, device-lost, destroyed */
   async measure(config: DecodeConfig, slots: number, best: number): Promise<Times | string> {
-    const { kernels, traits } = this.#device;
-    let ready: DecodeKernels<Kernel>;
-    try {
-      ready = await compileDecode(kernels, this.#shape, config, traits, ONE_BINDING);
-    } catch (error) {
-      if (error instanceof MlaError && error.code === 'internal') return error.message.split('\n', 1)[0]!;
-      throw error;
-    }
+    const ready = await this.#compile(config);
+    if (typeof ready === 'string') return ready;
     const mark = this.#owned.length;
     try {
       const long = await this.#prepare(this.#loads.long, config, slots);
@@ -119,6 +123,17 @@ export class TuneBench {
       return { longMs: middle((t) => t.longMs), shortMs: middle((t) => t.shortMs) };
     } finally {
       this.#discard(mark);
+    }
+  }
+
+  /** @returns why the device refuses, if it does */
+  async #compile(config: DecodeConfig): Promise<DecodeKernels<Kernel> | string> {
+    const { kernels, traits } = this.#device;
+    try {
+      return await compileDecode(kernels, this.#shape, config, traits, ONE_BINDING);
+    } catch (error) {
+      if (error instanceof MlaError && error.code === 'internal') return error.message.split('\n', 1)[0]!;
+      throw error;
     }
   }
 

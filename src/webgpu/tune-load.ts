@@ -3,10 +3,12 @@ import type { ShapeClass } from '../shape-class.ts';
 import type { DeviceTraits } from './config.ts';
 
 export const TUNE_BLOCK = 64;
-/** Past the caches of the largest GPUs, within the smallest binding; a software adapter has seconds to lose, not minutes. */
-const POOL_BYTES = { gpu: 128 << 20, software: 1 << 20 } as const;
-const SHORT_TOKENS = { gpu: 8192, software: 512 } as const;
+/** Past the caches of the largest GPUs, within the smallest binding. */
+const POOL_BYTES = 128 << 20;
+const SHORT_BLOCKS = 8192 / TUNE_BLOCK;
 const LONG_SEQUENCES = 8;
+/** Tokens of a first call, which says how fast the device is: few enough for a slow one. */
+export const PROBE_TOKENS: number = LONG_SEQUENCES * TUNE_BLOCK;
 /** Places that short calls take in turn, so that none finds its keys in a cache. */
 const PLACES = 12;
 
@@ -23,17 +25,21 @@ export interface TuneLoads {
   readonly short: TuneLoad;
 }
 
-/** @returns undefined where not even a block fits */
-export function tuneLoads({ hKv, dQk }: Pick<ShapeClass, 'hKv' | 'dQk'>, { kind, limits }: Pick<DeviceTraits, 'kind' | 'limits'>): TuneLoads | undefined {
+/**
+ * @param mostTokens that a long call may have, where the device's speed sets a bound
+ * @returns undefined where not even a block fits
+ */
+export function tuneLoads({ hKv, dQk }: Pick<ShapeClass, 'hKv' | 'dQk'>, { limits }: Pick<DeviceTraits, 'limits'>, mostTokens: number): TuneLoads | undefined {
   const blockBytes = TUNE_BLOCK * hKv * dQk * 2;
   const most = Math.floor(Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize) / blockBytes);
-  const numBlocks = Math.min(most, Math.max(LONG_SEQUENCES, Math.floor(POOL_BYTES[kind] / blockBytes)));
+  const wanted = Math.floor(Math.min(POOL_BYTES / blockBytes, mostTokens / TUNE_BLOCK));
+  const numBlocks = Math.min(most, Math.max(LONG_SEQUENCES, wanted));
   if (numBlocks === 0) return undefined;
   // Uneven, as batches are: cuts fall inside sequences.
   const weights = Array.from({ length: Math.min(LONG_SEQUENCES, numBlocks) }, (_, i) => 1 + (i % 3) / 2);
   const total = weights.reduce((x, y) => x + y);
   const counts = weights.map((w) => Math.max(1, Math.floor((w / total) * numBlocks)));
-  const shortBlocks = Math.min(SHORT_TOKENS[kind] / TUNE_BLOCK, numBlocks);
+  const shortBlocks = Math.min(SHORT_BLOCKS, numBlocks, Math.max(LONG_SEQUENCES, numBlocks >> 2));
   const places = Math.min(PLACES, Math.floor(numBlocks / shortBlocks));
   return {
     numBlocks,
@@ -54,6 +60,11 @@ function load(counts: readonly number[], starts: readonly number[]): TuneLoad {
     return table;
   });
   return { cacheSeqlens: Int32Array.from(counts, (count) => count * TUNE_BLOCK), maxBlocksPerSeq, blockTables };
+}
+
+/** Tokens that a long call may have on a device where a warm one of PROBE_TOKENS takes `probeMs`. */
+export function tokensWithin(ms: number, probeMs: number): number {
+  return Math.floor((ms / probeMs) * PROBE_TOKENS);
 }
 
 /** Operations and bytes of a call, as the design counts them. */

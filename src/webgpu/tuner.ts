@@ -11,7 +11,7 @@ import type { TuneStore } from '../tune-store.ts';
 import { decodeCandidates, type DecodeConfig, type Segmentation } from './config.ts';
 import { compileDecode } from './dispatch.ts';
 import { TuneBench, type TuneDevice } from './tune-bench.ts';
-import { loadCost, tuneLoads } from './tune-load.ts';
+import { PROBE_TOKENS, loadCost, tokensWithin, tuneLoads, type TuneLoads } from './tune-load.ts';
 import type { TuneMode } from './tune-mode.ts';
 import { search, slotLadder, type Search } from './tune-search.ts';
 
@@ -20,6 +20,8 @@ const QUIET_MS = 20;
 /** or when it has waited for so long: a few milliseconds of a busy device's time, a few times a second. */
 const PATIENCE_MS = 250;
 const GLANCE_MS = 10;
+/** A call of the long load takes no longer than about this. */
+const LONG_MS = 30;
 
 interface Known {
   readonly shape: ShapeClass;
@@ -101,8 +103,7 @@ export class Tuner {
       return await this.#inTurn(async () => {
         const known = this.#known.get(name);
         if (!known || again) return this.#measure(shape, async () => this.#check());
-        const loads = tuneLoads(shape, this.#options.device.traits);
-        return { shapeClass: name, source: 'remembered', trials: [], chosen: known.choice, ...(loads && loadCost(shape, loads.long)), note: known.note };
+        return { shapeClass: name, source: 'remembered', trials: [], chosen: known.choice, note: known.note };
       });
     } catch (error) {
       // What a destroyed or lost device says of its parts is not what happened.
@@ -131,27 +132,49 @@ export class Tuner {
   async #measure(shape: ShapeClass, turn: () => Promise<void>, kv?: Segmentation): Promise<TuneReport> {
     const { device } = this.#options;
     const name = shapeClass(shape);
+    const background = kv !== undefined;
     await turn();
-    const loads = tuneLoads(shape, device.traits);
-    if (!loads) return { shapeClass: name, source: 'none', trials: [], note: 'not even one block of such keys fits this device' };
-    const bench = new TuneBench(device, shape, loads, turn);
-    let found: Search<DecodeConfig>;
-    try {
-      await bench.open();
-      found = await this.#search(shape, bench);
-      // The caller's cache may be laid out otherwise: its next step must not wait for a compiler.
-      if (found.config && kv) await compileDecode(device.kernels, shape, found.config, device.traits, kv);
-    } finally {
-      bench.close();
-    }
-    const { trials, chosen, config } = found;
+    const loads = await this.#loads(shape, turn, background);
+    if (!loads) return { shapeClass: name, source: 'none', trials: [], note: 'no configuration fits this device, or not even one block of such keys' };
+    const { trials, chosen, config, timing } = await this.#withBench(shape, loads, turn, async (bench) => ({ ...(await this.#search(shape, bench)), timing: bench.timing }));
+    // The caller's cache may be laid out otherwise: its next step must not wait for a compiler.
+    if (config && kv) await compileDecode(device.kernels, shape, config, device.traits, kv);
     this.#check();
-    const report = { shapeClass: name, trials, ...loadCost(shape, loads.long), timing: bench.timing } as const;
+    const report = { shapeClass: name, trials, ...loadCost(shape, loads.long), timing } as const;
     if (!chosen || !config) return { ...report, source: 'none', note: 'no configuration could be measured' };
     const note = await this.#remember(name, chosen);
     this.#check();
     this.#learn({ shape, choice: chosen, config, note });
     return { ...report, source: 'measured', chosen, note };
+  }
+
+  /**
+   * Loads that the device gets through in reasonable time, after a small first call.
+   * @throws MlaError limit-exceeded where the background would keep others waiting
+   */
+  async #loads(shape: ShapeClass, turn: () => Promise<void>, background: boolean): Promise<TuneLoads | undefined> {
+    const { device: { traits }, schedule } = this.#options;
+    const small = tuneLoads(shape, traits, PROBE_TOKENS);
+    const guess = decodeCandidates(shape, shape.rows, traits).fits[0];
+    if (!small || !guess) return undefined;
+    const ms = await this.#withBench(shape, small, turn, (bench) => bench.probe(guess, schedule.slots));
+    if (ms === undefined) return small;
+    if (background && ms > LONG_MS) {
+      throw new MlaError('limit-exceeded', 'the device is too slow for measurements behind a program’s back', {
+        expected: `at most ${LONG_MS} ms for ${PROBE_TOKENS} tokens`, got: `${ms.toFixed(0)} ms`, fix: 'Call tune, or run flashmla-web tune, when there is time',
+      });
+    }
+    return tuneLoads(shape, traits, tokensWithin(LONG_MS, ms));
+  }
+
+  async #withBench<T>(shape: ShapeClass, loads: TuneLoads, turn: () => Promise<void>, use: (bench: TuneBench) => Promise<T>): Promise<T> {
+    const bench = new TuneBench(this.#options.device, shape, loads, turn);
+    try {
+      await bench.open();
+      return await use(bench);
+    } finally {
+      bench.close();
+    }
   }
 
   /** Where, or why nowhere. */
