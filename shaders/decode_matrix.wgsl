@@ -407,7 +407,11 @@ fn main(
       #end
       #unroll r < S_TILES
       #unroll n < KEY_TILES
-      subgroupMatrixStore<col_major>(&slices, of_slice(slice, TOKENS * S_STRIDE) + $nu * 16u * S_STRIDE + (s_group * S_TILES + $ru) * 4u, s_$r_$n, S_STRIDE);
+      #if S_BY_TOKEN
+      subgroupMatrixStore<col_major>(&slices, of_slice(slice, S_SLICE) + $nu * 16u * S_STRIDE + (s_group * S_TILES + $ru) * 4u, s_$r_$n, S_STRIDE);
+      #else
+      subgroupMatrixStore<row_major>(&slices, of_slice(slice, S_SLICE) + (s_group * S_TILES + $ru) * 16u * S_STRIDE + $nu * 4u, s_$r_$n, S_STRIDE);
+      #end
       #end
       #end
       workgroupBarrier();
@@ -428,10 +432,14 @@ fn main(
       let quad_$j = lane + $ju * ROW_THREADS;
       var score_$j = vec4<f32>();
       #unroll s < SLICES
+      #if S_BY_TOKEN
       {
-        let at = ($su * TOKENS + quad_$j * 4u) * S_STRIDE * 4u + row;
+        let at = ($su * S_SLICE + quad_$j * 4u * S_STRIDE) * 4u + row;
         score_$j += vec4<f32>(slices_one(at), slices_one(at + S_STRIDE * 4u), slices_one(at + S_STRIDE * 8u), slices_one(at + S_STRIDE * 12u));
       }
+      #else
+      score_$j += slices_get($su * S_SLICE + row * S_STRIDE + quad_$j);
+      #end
       #end
       let visible_$j = vec4<u32>(token0 + quad_$j * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit);
       score_$j = select(vec4<f32>(LOWEST), score_$j * score_scale, visible_$j);

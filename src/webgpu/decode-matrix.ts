@@ -96,7 +96,7 @@ export function decodeMatrixShader({ dtype, dQk, dV }: DecodeProblem, config: Ma
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
-    SLICES: slices, SLICE_STEPS: dQk / 16 / slices, S_TILES: sliceTiles, S_GROUPS: rows / 16 / sliceTiles, OUT_TILES: dV / 16 / subgroups,
+    S_BY_TOKEN: config.scoresByToken, S_SLICE: config.scoresByToken ? tokens * config.strides.S_STRIDE : rows * config.strides.S_STRIDE, SLICES: slices, SLICE_STEPS: dQk / 16 / slices, S_TILES: sliceTiles, S_GROUPS: rows / 16 / sliceTiles, OUT_TILES: dV / 16 / subgroups,
     STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_CHUNK, STAGE_GROUPS: Math.ceil(vecs / stageLanes / STAGE_CHUNK),
     STAGE_EVEN: vecs % (STAGE_CHUNK * stageLanes) === 0, TOUCHES: config.touch ? Math.ceil(vecs / 2 / stageLanes) : 0,
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads,

@@ -24,6 +24,11 @@ export interface MatrixDecodeConfig extends MatrixShape {
   readonly key: string;
   readonly syntax: MatrixSyntax;
   readonly threads: number;
+  /**
+   * Whether S lies in workgroup memory token by token, which takes less of it. The older syntax's stores by column came out wrong
+   * on an NVIDIA driver.
+   */
+  readonly scoresByToken: boolean;
   /** Matrices of 16 rows of S that a subgroup makes. */
   readonly sliceTiles: number;
   /** Elements of workgroup arrays from one row to the next: such that the 8 rows of a matrix load meet different banks. */
@@ -55,14 +60,15 @@ export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV:
   if (dV % (16 * subgroups) !== 0) return `${key}: d_v = ${dV} is not a multiple of ${16 * subgroups}`;
   const stageLanes = threads / tokens;
   if (stageLanes < 1 || stageLanes > subgroupSize || threads < rows) return `${key}: ${threads} threads are not made for ${rows} rows and ${tokens} tokens`;
-  const strides = { KV_STRIDE: dQk / 8 + 1, S_STRIDE: rows / 4 + 1, P_STRIDE: tokens / 4 };
+  const scoresByToken = syntax === 'new';
+  const strides = { KV_STRIDE: dQk / 8 + 1, S_STRIDE: (scoresByToken ? rows : tokens) / 4 + 1, P_STRIDE: tokens / 4 };
   const sizes = {
     TILE_SIZE: Math.max(16, tokens) * strides.KV_STRIDE,
     PROBS_SIZE: rows * strides.P_STRIDE,
-    SLICES_SIZE: Math.max(slices * tokens * strides.S_STRIDE, 64 * Math.min(SCRATCH_SUBGROUPS, subgroups), threads),
+    SLICES_SIZE: Math.max(slices * (scoresByToken ? tokens : rows) * strides.S_STRIDE, 64 * Math.min(SCRATCH_SUBGROUPS, subgroups), threads),
   };
   return {
-    ...shape, tier: 'matrix', key, syntax, threads,
+    ...shape, tier: 'matrix', key, syntax, threads, scoresByToken,
     // More subgroups than there are slices and row tiles repeat what others do.
     sliceTiles: Math.max(1, (rows / 16) * (slices / subgroups)),
     strides, sizes,
