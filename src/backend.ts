@@ -6,6 +6,7 @@
  * call order; arguments have been validated. A call that returns a promise rejects with an MlaError.
  */
 import type { DType, KvDType, MemoryStats, MlaInfo, MlaMetadata, TuneReport } from './mla.ts';
+import type { StepOp } from './ops.ts';
 
 export type TensorId = number;
 
@@ -95,6 +96,8 @@ export interface Backend {
   decode(op: DecodeOp): Sync<void>;
   append(op: AppendOp): Sync<void>;
   copyBlocks(op: CopyBlocksOp): Sync<void>;
+  /** All of them in order, in one submission. Backends that run models have it. */
+  run?(ops: readonly StepOp[]): Sync<void>;
   finished(): Promise<void>;
   /** Starts a measurement of the decode calls that follow. */
   timeBegin(): Sync<void>;
