@@ -1,0 +1,233 @@
+/** DeepSeek's decoder on one device: embeds, runs the layers, and chooses the next tokens, a step at a time. */
+import type { TensorId } from '../backend.ts';
+import type { Mla, MlaMetadata, MlaTensor, PagedKvCache } from '../mla.ts';
+import type { StepOp, Weight } from '../ops.ts';
+import type { SampleRequest, StepRunner } from './engine.ts';
+import { denseOps, moeOps, type DenseWeights, type FfnScratch, type MoeWeights } from './ffn.ts';
+import type { LayerGroup, LayerStep } from './layer-step.ts';
+import { MlaLayer, matmul, norm, plain, type MlaDims, type MlaScratch, type MlaWeights } from './mla-layer.ts';
+import { planStep, type StepEntry, type StepPlan } from './step-plan.ts';
+import { Workspace } from './workspace.ts';
+
+export interface LayerWeights {
+  readonly attention: MlaWeights;
+  /** f32 [hidden]. */
+  readonly norm: TensorId;
+  readonly ffn: { readonly kind: 'dense'; readonly weights: DenseWeights } | { readonly kind: 'moe'; readonly weights: MoeWeights };
+}
+
+export interface DecoderWeights {
+  /** bf16 [vocab, hidden]. */
+  readonly embed: TensorId;
+  readonly layers: readonly LayerWeights[];
+  /** f32 [hidden]. */
+  readonly norm: TensorId;
+  /** [vocab, hidden]; the embedding again where they are tied. */
+  readonly head: Weight;
+  /** All tensors, to give back. */
+  readonly tensors: readonly MlaTensor[];
+}
+
+export interface DecoderShape {
+  readonly vocab: number;
+  readonly dims: MlaDims;
+  /** [T, rope / 2, 2] for these positions. */
+  angles(positions: Int32Array): Float32Array;
+}
+
+/** The device as a decoder uses it. */
+export interface DecoderDevice {
+  readonly mla: Mla;
+  run(ops: readonly StepOp[]): Promise<void>;
+  id(tensor: MlaTensor): TensorId;
+  metadataId(metadata: MlaMetadata): number;
+}
+
+export class Decoder implements StepRunner {
+  readonly cache: PagedKvCache;
+  readonly maxTokens: number;
+  readonly shape: DecoderShape;
+  readonly #device: DecoderDevice;
+  readonly #weights: DecoderWeights;
+  readonly #layers: readonly MlaLayer[];
+  readonly #workspace: Workspace;
+  readonly #scratch: Scratch;
+
+  /** @param maxTokens most tokens a step @throws MlaError out-of-memory, limit-exceeded */
+  static async create(device: DecoderDevice, shape: DecoderShape, weights: DecoderWeights, cache: PagedKvCache, maxTokens: number): Promise<Decoder> {
+    const workspace = new Workspace(device.mla);
+    try {
+      return new Decoder(device, shape, weights, cache, maxTokens, workspace, await makeScratch(device, workspace, shape, weights, maxTokens));
+    } catch (error) {
+      workspace.destroy();
+      throw error;
+    }
+  }
+
+  private constructor(device: DecoderDevice, shape: DecoderShape, weights: DecoderWeights, cache: PagedKvCache, maxTokens: number, workspace: Workspace, scratch: Scratch) {
+    this.#device = device;
+    this.shape = shape;
+    this.#weights = weights;
+    this.cache = cache;
+    this.maxTokens = maxTokens;
+    this.#workspace = workspace;
+    this.#scratch = scratch;
+    this.#layers = weights.layers.map(({ attention }) => new MlaLayer(shape.dims, attention, scratch.mla));
+  }
+
+  async step(entries: readonly StepEntry[], requests: readonly (SampleRequest | undefined)[]): Promise<(number | undefined)[]> {
+    const plan = planStep(entries, this.maxTokens);
+    const ops = await this.#forward(plan, entries);
+    const asked = entries.map((_, i) => i).filter((i) => requests[i] !== undefined);
+    if (asked.length === 0) {
+      await this.#device.run(ops);
+      return entries.map(() => undefined);
+    }
+    const { hidden } = this.shape.dims;
+    const { vocab } = this.shape;
+    const count = asked.length;
+    const s = this.#scratch;
+    const logits = await this.#tensor('sample logits', 'f32', [this.maxTokens, vocab]);
+    const seenStart = new Int32Array(count + 1);
+    const seen: number[] = [];
+    asked.forEach((i, row) => {
+      const { repetitionPenalty, seen: tokens } = requests[i]!;
+      if (repetitionPenalty !== 1) seen.push(...new Set(tokens));
+      seenStart[row + 1] = seen.length;
+    });
+    ops.push(
+      { op: 'takeRows', rows: Int32Array.from(asked, (i) => plan.lastRows[i]!), n: hidden, x: s.x, out: s.last },
+      norm(count, hidden, s.last, this.#weights.norm, this.shape.dims.eps, s.last),
+      matmul(count, vocab, hidden, plain(s.last, hidden), this.#weights.head, plain(logits, vocab)),
+      {
+        op: 'sample', vocab, logits, seen: Int32Array.from(seen), seenStart, out: this.#device.id(s.chosen),
+        rows: asked.map((i) => {
+          const { temperature, topK, topP, repetitionPenalty, random } = requests[i]!;
+          return { temperature, topK, topP, repetitionPenalty, random };
+        }),
+      },
+    );
+    await this.#device.run(ops);
+    const ids = (await s.chosen.read()) as Int32Array;
+    const chosen: (number | undefined)[] = entries.map(() => undefined);
+    asked.forEach((i, row) => (chosen[i] = ids[row]));
+    return chosen;
+  }
+
+  /** The logits of every token of the entries, entry after entry: f32 [tokens, vocab]. For tests and for scoring text. */
+  async logits(entries: readonly StepEntry[]): Promise<Float32Array> {
+    const plan = planStep(entries, this.maxTokens);
+    const { vocab, dims: { hidden, eps } } = this.shape;
+    const s = this.#scratch;
+    const out = await this.#device.mla.tensor({ data: new Float32Array(plan.tokens * vocab), shape: [plan.tokens, vocab], dtype: 'f32' });
+    try {
+      const ops = await this.#forward(plan, entries);
+      ops.push(
+        norm(plan.tokens, hidden, s.x, this.#weights.norm, eps, s.ffn.normed),
+        matmul(plan.tokens, vocab, hidden, plain(s.ffn.normed, hidden), this.#weights.head, plain(this.#device.id(out), vocab)),
+      );
+      await this.#device.run(ops);
+      const byRow = (await out.read()) as Float32Array;
+      const inOrder = new Float32Array(byRow.length);
+      let at = 0;
+      entries.forEach(({ ids }, i) => {
+        const first = plan.lastRows[i]! + 1 - ids.length;
+        inOrder.set(byRow.subarray(first * vocab, (first + ids.length) * vocab), at * vocab);
+        at += ids.length;
+      });
+      return inOrder;
+    } finally {
+      out.destroy();
+    }
+  }
+
+  destroy(): void {
+    this.#workspace.destroy();
+    for (const tensor of this.#weights.tensors) tensor.destroy();
+    this.cache.destroy();
+  }
+
+  /** Reserves the tokens' places and lists the operations that leave their hidden states in `x`. @throws MlaError pool-exhausted */
+  async #forward(plan: StepPlan, entries: readonly StepEntry[]): Promise<StepOp[]> {
+    const { cache } = this;
+    const { hidden, eps } = this.shape.dims;
+    const before = entries.map(({ sequence }) => cache.length(sequence));
+    const ordered = plan.order.map((i) => entries[i]!);
+    const { slots } = await cache.reserve({ sequences: ordered.map(({ sequence }) => sequence), counts: ordered.map(({ ids }) => ids.length) });
+    const positions = new Int32Array(plan.tokens);
+    let row = 0;
+    for (const i of plan.order) for (let j = 0; j < entries[i]!.ids.length; j++) positions[row++] = before[i]! + j;
+    const step: LayerStep = {
+      tokens: plan.tokens, angles: this.shape.angles(positions), slots, blockSize: cache.blockSize,
+      groups: await this.#groups(plan, entries),
+    };
+    const s = this.#scratch;
+    const ops: StepOp[] = [{ op: 'embed', ids: plan.ids, table: this.#weights.embed, tableDtype: 'bf16', n: hidden, out: s.x }];
+    this.#weights.layers.forEach(({ norm: weight, ffn }, i) => {
+      ops.push(
+        ...this.#layers[i]!.ops(step, s.x, this.#device.id(cache.tensor(i))),
+        ...(ffn.kind === 'dense' ? denseOps(plan.tokens, hidden, s.x, weight, eps, ffn.weights, s.ffn) : moeOps(plan.tokens, hidden, s.x, weight, eps, ffn.weights, s.ffn)),
+      );
+    });
+    return ops;
+  }
+
+  async #groups(plan: StepPlan, entries: readonly StepEntry[]): Promise<LayerGroup[]> {
+    const { heads, kvLoraRank, rope } = this.shape.dims;
+    const groups: LayerGroup[] = [];
+    for (const [g, { row, sQ, entries: members }] of plan.groups.entries()) {
+      const sequences = members.map((i) => entries[i]!.sequence);
+      const cacheSeqlens = this.cache.cacheSeqlens(sequences);
+      const table = this.cache.blockTable(sequences);
+      const metadata = this.#device.mla.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: sQ * heads, numHeadsK: 1, blockSize: this.cache.blockSize });
+      groups.push({
+        row, b: members.length, sQ,
+        q: await this.#tensor(`q ${g}`, 'bf16', [this.maxTokens, heads, kvLoraRank + rope]),
+        out: await this.#tensor(`out ${g}`, 'bf16', [this.maxTokens, heads, kvLoraRank]),
+        lse: await this.#tensor(`lse ${g}`, 'f32', [this.maxTokens, heads]),
+        blockTable: table.data, maxBlocksPerSeq: table.shape[1]!, metadata, metadataId: this.#device.metadataId(metadata),
+      });
+    }
+    return groups;
+  }
+
+  async #tensor(name: string, dtype: 'f32' | 'bf16', shape: readonly number[]): Promise<TensorId> {
+    return this.#device.id(await this.#workspace.get(name, dtype, shape));
+  }
+}
+
+interface Scratch {
+  /** f32 [T, hidden]: the residual stream. */
+  readonly x: TensorId;
+  /** f32 [T, hidden]: the rows that logits are wanted of. */
+  readonly last: TensorId;
+  /** i32 [T]. */
+  readonly chosen: MlaTensor;
+  readonly mla: MlaScratch;
+  readonly ffn: FfnScratch;
+}
+
+async function makeScratch(device: DecoderDevice, workspace: Workspace, { dims }: DecoderShape, { layers }: DecoderWeights, most: number): Promise<Scratch> {
+  const { hidden, heads, qLoraRank, kvLoraRank, nope, rope, value } = dims;
+  const moe = layers.flatMap(({ ffn }) => (ffn.kind === 'moe' ? [ffn.weights] : []));
+  const dense = layers.flatMap(({ ffn }) => (ffn.kind === 'dense' ? [ffn.weights] : [])).concat(moe.flatMap(({ shared }) => shared ?? []));
+  // Rows of the feed-forward's inside: a token, or each of its experts.
+  const inner = Math.max(1, ...dense.map(({ width }) => width), ...moe.map(({ width, routing }) => width * routing.topK));
+  const experts = Math.max(1, ...moe.map(({ routing }) => routing.experts));
+  const topK = Math.max(1, ...moe.map(({ routing }) => routing.topK));
+  const f32 = async (name: string, width: number): Promise<TensorId> => device.id(await workspace.get(name, 'f32', [most, width]));
+  const normed = await f32('normed', hidden);
+  return {
+    x: await f32('x', hidden),
+    last: await f32('last', hidden),
+    chosen: await workspace.get('chosen', 'i32', [most]),
+    mla: {
+      normed, qLow: await f32('q low', qLoraRank ?? 1), q: await f32('q', heads * (nope + rope)), kv: await f32('kv', kvLoraRank + rope),
+      values: await f32('values', heads * value),
+    },
+    ffn: {
+      normed, gateUp: await f32('gate up', 2 * inner), inner: await f32('inner', inner), logits: await f32('router logits', experts),
+      ids: device.id(await workspace.get('expert ids', 'i32', [most, topK])), weights: await f32('expert weights', topK),
+    },
+  };
+}

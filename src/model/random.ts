@@ -1,0 +1,13 @@
+/** Random numbers in [0, 1) from a seed: the same everywhere. */
+
+/** Mulberry32: 32 bits of state, good enough to draw tokens with. */
+export function seededRandom(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = state;
+    t = Math.imul(t ^ (t >>> 15), t | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
