@@ -32,6 +32,10 @@ export type MlaErrorCode =
   | 'missing-dependency'
   /** A file could not be read or does not hold what it should. */
   | 'invalid-file'
+  /** A model whose architecture or settings this package does not run. */
+  | 'unsupported-model'
+  /** The caller's AbortSignal fired. */
+  | 'aborted'
   /** A defect of this package: a kernel was refused or an invariant broke. */
   | 'internal';
 

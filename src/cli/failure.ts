@@ -7,7 +7,7 @@ export const EXIT_BAD_INPUT = 2;
 export const EXIT_FAILED = 1;
 
 const BAD_INPUT: ReadonlySet<MlaErrorCode> = new Set<MlaErrorCode>([
-  'invalid-argument', 'invalid-dtype', 'invalid-shape', 'out-of-range', 'metadata-mismatch', 'invalid-file',
+  'invalid-argument', 'invalid-dtype', 'invalid-shape', 'out-of-range', 'metadata-mismatch', 'invalid-file', 'unsupported-model',
 ]);
 
 export function exitStatus(error: unknown): number {
