@@ -9,17 +9,17 @@ import { MlaLayer, matmul, norm, plain, type MlaDims, type MlaScratch, type MlaW
 import { planStep, type StepEntry, type StepPlan } from './step-plan.ts';
 import { Workspace } from './workspace.ts';
 
-export interface LayerWeights {
+export interface LoadedLayer {
   readonly attention: MlaWeights;
   /** f32 [hidden]. */
   readonly norm: TensorId;
   readonly ffn: { readonly kind: 'dense'; readonly weights: DenseWeights } | { readonly kind: 'moe'; readonly weights: MoeWeights };
 }
 
-export interface DecoderWeights {
+export interface LoadedWeights {
   /** bf16 [vocab, hidden]. */
   readonly embed: TensorId;
-  readonly layers: readonly LayerWeights[];
+  readonly layers: readonly LoadedLayer[];
   /** f32 [hidden]. */
   readonly norm: TensorId;
   /** [vocab, hidden]; the embedding again where they are tied. */
@@ -48,13 +48,13 @@ export class Decoder implements StepRunner {
   readonly maxTokens: number;
   readonly shape: DecoderShape;
   readonly #device: DecoderDevice;
-  readonly #weights: DecoderWeights;
+  readonly #weights: LoadedWeights;
   readonly #layers: readonly MlaLayer[];
   readonly #workspace: Workspace;
   readonly #scratch: Scratch;
 
   /** @param maxTokens most tokens a step @throws MlaError out-of-memory, limit-exceeded */
-  static async create(device: DecoderDevice, shape: DecoderShape, weights: DecoderWeights, cache: PagedKvCache, maxTokens: number): Promise<Decoder> {
+  static async create(device: DecoderDevice, shape: DecoderShape, weights: LoadedWeights, cache: PagedKvCache, maxTokens: number): Promise<Decoder> {
     const workspace = new Workspace(device.mla);
     try {
       return new Decoder(device, shape, weights, cache, maxTokens, workspace, await makeScratch(device, workspace, shape, weights, maxTokens));
@@ -64,7 +64,7 @@ export class Decoder implements StepRunner {
     }
   }
 
-  private constructor(device: DecoderDevice, shape: DecoderShape, weights: DecoderWeights, cache: PagedKvCache, maxTokens: number, workspace: Workspace, scratch: Scratch) {
+  private constructor(device: DecoderDevice, shape: DecoderShape, weights: LoadedWeights, cache: PagedKvCache, maxTokens: number, workspace: Workspace, scratch: Scratch) {
     this.#device = device;
     this.shape = shape;
     this.#weights = weights;
@@ -207,7 +207,7 @@ interface Scratch {
   readonly ffn: FfnScratch;
 }
 
-async function makeScratch(device: DecoderDevice, workspace: Workspace, { dims }: DecoderShape, { layers }: DecoderWeights, most: number): Promise<Scratch> {
+async function makeScratch(device: DecoderDevice, workspace: Workspace, { dims }: DecoderShape, { layers }: LoadedWeights, most: number): Promise<Scratch> {
   const { hidden, heads, qLoraRank, kvLoraRank, nope, rope, value } = dims;
   const moe = layers.flatMap(({ ffn }) => (ffn.kind === 'moe' ? [ffn.weights] : []));
   const dense = layers.flatMap(({ ffn }) => (ffn.kind === 'dense' ? [ffn.weights] : [])).concat(moe.flatMap(({ shared }) => shared ?? []));

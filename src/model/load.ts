@@ -1,0 +1,140 @@
+/**
+ * A checkpoint's tensors onto the device, one at a time: what is read is uploaded and let go of before the next is read.
+ * kv_b_proj arrives as the two halves that absorbed attention uses.
+ */
+import { MlaError } from '../errors.ts';
+import type { Mla, MlaTensor } from '../mla.ts';
+import type { Weight } from '../ops.ts';
+import type { DeepSeekConfig, MoeConfig } from './config.ts';
+import type { DecoderDevice, DecoderShape, LoadedLayer, LoadedWeights } from './decoder.ts';
+import type { DenseWeights, MoeWeights } from './ffn.ts';
+import type { MlaWeights } from './mla-layer.ts';
+import { quantizeInt8 } from './int8.ts';
+import { splitKvB, type DecoderWeights, type LayerWeights, type MlpWeights, type Stack } from './weights.ts';
+import { makeRope, ropeAngles } from './yarn.ts';
+
+/** Where weights are read from. */
+export interface StackReader {
+  /** All rows of a stack, one part after the other. @throws MlaError invalid-file, aborted */
+  bf16(stack: Stack): Promise<Uint16Array>;
+  f32(stack: Stack): Promise<Float32Array>;
+}
+
+export interface LoadOptions {
+  /** How projections are held: as they are (bf16, default) or int8 with a scale a row. Embeddings, norms and routers stay as they are. */
+  readonly weights?: 'bf16' | 'int8';
+}
+
+/** @throws MlaError invalid-file, aborted, out-of-memory, limit-exceeded; nothing stays on the device then */
+export async function loadWeights(device: DecoderDevice, config: DeepSeekConfig, weights: DecoderWeights, reader: StackReader, { weights: form = 'bf16' }: LoadOptions = {}): Promise<LoadedWeights> {
+  const upload = new Upload(device, reader, form);
+  try {
+    const embed = await upload.table(weights.embed);
+    const layers: LoadedLayer[] = [];
+    for (const layer of weights.layers) layers.push(await loadLayer(upload, config, layer));
+    const norm = await upload.vector(weights.norm);
+    const head: Weight = weights.lmHead === weights.embed ? { form: 'bf16', data: embed, scales: undefined } : await upload.matrix(weights.lmHead);
+    return { embed, layers, norm, head, tensors: upload.tensors };
+  } catch (error) {
+    for (const tensor of upload.tensors) tensor.destroy();
+    throw error;
+  }
+}
+
+/** What a decoder computes with besides weights. */
+export function decoderShape(config: DeepSeekConfig): DecoderShape {
+  const rope = makeRope(config);
+  return {
+    vocab: config.vocabSize,
+    dims: {
+      hidden: config.hiddenSize, heads: config.heads, qLoraRank: config.qLoraRank, kvLoraRank: config.kvLoraRank, nope: config.qkNopeHeadDim,
+      rope: config.qkRopeHeadDim, value: config.vHeadDim, eps: config.rmsNormEps, latentEps: config.latentNormEps, softmaxScale: rope.softmaxScale,
+    },
+    angles: (positions) => ropeAngles(rope, positions),
+  };
+}
+
+async function loadLayer(upload: Upload, config: DeepSeekConfig, layer: LayerWeights): Promise<LoadedLayer> {
+  return {
+    attention: await loadAttention(upload, config, layer),
+    norm: await upload.vector(layer.postNorm),
+    ffn: layer.mlp.kind === 'dense'
+      ? { kind: 'dense', weights: await loadMlp(upload, layer.mlp) }
+      : { kind: 'moe', weights: await loadMoe(upload, config.moe!, layer.mlp) },
+  };
+}
+
+async function loadAttention(upload: Upload, { heads, qkNopeHeadDim: nope, vHeadDim: v, kvLoraRank: lora }: DeepSeekConfig, { inputNorm, query, kvA, kvANorm, kvB, o }: LayerWeights): Promise<MlaWeights> {
+  const qA = query.kind === 'lora' ? { weight: await upload.matrix(query.a), norm: await upload.vector(query.aNorm) } : undefined;
+  const { uk, uv } = splitKvB(await upload.reader.bf16(kvB) as Uint16Array<ArrayBuffer>, { heads, nope, v, lora });
+  return {
+    inputNorm: await upload.vector(inputNorm), qA, q: await upload.matrix(query.kind === 'lora' ? query.b : query.q),
+    kvA: await upload.matrix(kvA), kvNorm: await upload.vector(kvANorm),
+    uk: await upload.made(uk, [heads, lora, nope]), uv: await upload.made(uv, [heads, v, lora]), o: await upload.matrix(o),
+  };
+}
+
+async function loadMlp(upload: Upload, { gateUp, down }: MlpWeights): Promise<DenseWeights> {
+  return { gateUp: await upload.matrix(gateUp), down: await upload.matrix(down), width: down.shape[1]! };
+}
+
+async function loadMoe(upload: Upload, moe: MoeConfig, { router, bias, gateUp, down, shared }: LayerWeights['mlp'] & { kind: 'moe' }): Promise<MoeWeights> {
+  const { experts, topK, scoring, groups, topGroups, groupScore, normalize, scale } = moe;
+  return {
+    routing: { experts, topK, scoring, groups, topGroups, groupScore, normalize, scale },
+    gate: await upload.exact(router), bias: bias ? await upload.vector(bias) : undefined,
+    gateUp: await upload.matrix(gateUp), down: await upload.matrix(down), width: moe.intermediateSize,
+    shared: shared ? await loadMlp(upload, shared) : undefined,
+  };
+}
+
+class Upload {
+  readonly reader: StackReader;
+  readonly tensors: MlaTensor[] = [];
+  readonly #mla: Mla;
+  readonly #id: (tensor: MlaTensor) => number;
+  readonly #form: 'bf16' | 'int8';
+
+  constructor({ mla, id }: DecoderDevice, reader: StackReader, form: 'bf16' | 'int8') {
+    this.#mla = mla;
+    this.#id = id;
+    this.reader = reader;
+    this.#form = form;
+  }
+
+  /** f32 [n]. */
+  async vector(stack: Stack): Promise<number> {
+    return this.#put(await this.reader.f32(stack), stack.shape, 'f32');
+  }
+
+  /** bf16 [rows, n], never quantised. */
+  async table(stack: Stack): Promise<number> {
+    return this.#put(await this.reader.bf16(stack), stack.shape, 'bf16');
+  }
+
+  /** A projection. */
+  async matrix(stack: Stack): Promise<Weight> {
+    return this.made(await this.reader.bf16(stack), stack.shape);
+  }
+
+  /** A matrix that decides, and so is not rounded: f32. */
+  async exact(stack: Stack): Promise<Weight> {
+    return { form: 'f32', data: await this.#put(await this.reader.f32(stack), stack.shape, 'f32'), scales: undefined };
+  }
+
+  async made(bits: Uint16Array, shape: readonly number[]): Promise<Weight> {
+    const k = shape[shape.length - 1]!;
+    if (this.#form === 'bf16' || k % 4 !== 0) return { form: 'bf16', data: await this.#put(bits, shape, 'bf16'), scales: undefined };
+    const { words, scales } = quantizeInt8(bits, k);
+    const rows = shape.slice(0, -1);
+    return { form: 'int8', data: await this.#put(words, [...rows, k / 4], 'i32'), scales: await this.#put(scales, rows, 'f32') };
+  }
+
+  async #put(data: Uint16Array | Float32Array | Int32Array, shape: readonly number[], dtype: 'bf16' | 'f32' | 'i32'): Promise<number> {
+    const count = shape.reduce((a, b) => a * b, 1);
+    if (data.length !== count) throw new MlaError('internal', 'weights of another size', { argument: 'weights', expected: String(count), got: String(data.length) });
+    const tensor = await this.#mla.tensor({ data, shape, dtype });
+    this.tensors.push(tensor);
+    return this.#id(tensor);
+  }
+}
