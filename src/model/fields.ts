@@ -27,6 +27,10 @@ export class Fields {
     return Object.hasOwn(this.#json, name);
   }
 
+  entries(): [string, unknown][] {
+    return Object.entries(this.#json);
+  }
+
   /** A field that is an object itself; undefined where it is absent or null. */
   object(name: string): Fields | undefined {
     const value = this.raw(name);
