@@ -119,3 +119,8 @@ export function elementBytes(dtype: DType): number {
 export function elementCount(shape: readonly number[]): number {
   return shape.reduce((n, d) => n * d, 1);
 }
+
+/** Block tables and lengths, whose contents the host keeps. Weights of packed integers have three dimensions. */
+export function isIndex({ dtype, shape }: Pick<TensorSpec, 'dtype' | 'shape'>): boolean {
+  return dtype === 'i32' && shape.length <= 2;
+}

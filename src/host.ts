@@ -2,13 +2,14 @@
  * The host side of every backend: checks arguments, names tensors, makes metadata, and hands plain operations to
  * a Backend in call order. This is the one implementation of the Mla interface.
  */
-import type { Backend, DecodeOp, HostData } from './backend.ts';
+import { isIndex, type Backend, type DecodeOp, type HostData } from './backend.ts';
 import { MlaError, describe } from './errors.ts';
 import { PagedCache } from './kv-cache.ts';
 import type {
   DType, DecodeArgs, DecodeResult, GpuBufferTensor, HostTensor, KvCacheOptions, MemoryStats, MetadataArgs, Mla, MlaInfo,
   MlaMetadata, MlaTensor, PagedKvCache, TensorInput, TuneArgs, TuneReport,
 } from './mla.ts';
+import { runnerOf, type BuildStep } from './run-ops.ts';
 import { getMlaMetadata } from './schedule.ts';
 import { checkTune, shapeClass } from './shape-class.ts';
 import { DeviceTensor } from './tensor.ts';
@@ -84,6 +85,24 @@ export class MlaHost implements Mla {
       // Enqueued work still completes on what is given back here.
       for (const tensor of borrowed) tensor.destroy();
     }
+  }
+
+  /**
+   * Enqueues operations on this instance's tensors, in one submission. Shapes are the caller's business. @see runOps
+   * @throws MlaError backend-unavailable (a backend that runs no models), destroyed, invalid-argument
+   */
+  async run(build: BuildStep): Promise<void> {
+    this.#checkAlive();
+    const run = runnerOf(this.#backend);
+    await run(build({
+      id: (tensor, argument) => {
+        if (!(tensor instanceof DeviceTensor)) throw new MlaError('invalid-argument', 'not a tensor of a device', { argument, expected: 'what mla.tensor gives', got: describe(tensor) });
+        this.#checkOwner(tensor, argument);
+        tensor.checkAlive(argument);
+        return tensor.id;
+      },
+      metadataId: (metadata) => this.#metadataId(metadata),
+    }));
   }
 
   async createKvCache(options: KvCacheOptions): Promise<PagedKvCache> {
@@ -174,7 +193,7 @@ export class MlaHost implements Mla {
   #create(dtype: DType, shape: readonly number[], data?: HostData, transfer?: boolean): DeviceTensor {
     const spec = { id: this.#nextTensor++, dtype, shape: [...shape] };
     // The host's copy first: with `transfer` the array may be gone afterwards.
-    const host = dtype === 'i32' && data ? (data as Int32Array).slice() : undefined;
+    const host = isIndex(spec) && data ? (data as Int32Array).slice() : undefined;
     const ready = Promise.resolve(this.#backend.create(spec, data, transfer));
     ready.catch(() => undefined);
     return new DeviceTensor(this.#backend, spec, { ready, host, onDestroy: this.#onTensorDestroy });

@@ -4,10 +4,11 @@ import { elementCount } from '../backend.ts';
 import { encode16 } from '../bf16.ts';
 import { MlaError, describe } from '../errors.ts';
 import type { MemoryStats, MlaInfo } from '../mla.ts';
-import { decode } from './decode.ts';
+import type { StepOp } from '../ops.ts';
+import { kept, run } from './run.ts';
+import { Tensors, type Memory } from './tensors.ts';
 
 const SLICE_MS = 8;
-type Memory = Uint16Array<ArrayBuffer> | Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer>;
 
 export function createCpuBackend(reason: string): Backend {
   return new CpuBackend(reason);
@@ -63,31 +64,15 @@ class CpuBackend implements Backend {
   }
 
   decode(op: DecodeOp): void {
-    const blockTable = typeof op.blockTable === 'number' ? (this.#tensor(op.blockTable) as Int32Array) : op.blockTable.slice();
-    const memory = {
-      q: this.#tensor(op.q) as Uint16Array, kvCache: this.#tensor(op.kvCache) as Uint16Array,
-      out: this.#tensor(op.out) as Uint16Array, lse: this.#tensor(op.lse) as Float32Array, blockTable,
-    };
-    this.#enqueue(async () => {
-      const start = performance.now();
-      for (const _ of decode(op, memory)) await this.#pause();
-      if (this.#measured !== undefined) this.#measured += performance.now() - start;
-    });
+    this.run([{ op: 'decode', ...op }]);
   }
 
-  append({ kvCache, latent, rope, slots, tokens, hKv, dQk, dV }: AppendOp): void {
-    const cache = this.#tensor(kvCache) as Uint16Array;
-    const rows = this.#tensor(latent) as Uint16Array;
-    const rotary = rope === undefined ? undefined : (this.#tensor(rope) as Uint16Array);
-    const to = slots.slice();
-    const width = rotary ? dV : dQk;
-    this.#enqueue(() => {
-      for (let row = 0; row < tokens * hKv; row++) {
-        const at = (to[Math.floor(row / hKv)]! * hKv + (row % hKv)) * dQk;
-        cache.set(rows.subarray(row * width, (row + 1) * width), at);
-        if (rotary) cache.set(rotary.subarray(row * (dQk - dV), (row + 1) * (dQk - dV)), at + dV);
-      }
-    });
+  append(op: AppendOp): void {
+    this.#run([{ op: 'append', ...op }], false);
+  }
+
+  run(ops: readonly StepOp[]): void {
+    this.#run(ops, true);
   }
 
   copyBlocks({ kvCache, pairs, blockElements }: CopyBlocksOp): void {
@@ -135,10 +120,20 @@ class CpuBackend implements Backend {
     this.#bytes = 0;
   }
 
+  #run(ops: readonly StepOp[], measured: boolean): void {
+    const own = ops.map(kept);
+    // Tensors as they are now: one that is released before its turn comes is still there.
+    const known = new Map(this.#tensors);
+    const tensors = new Tensors((id) => found(known, id));
+    this.#enqueue(async () => {
+      const start = performance.now();
+      for (const op of own) for (const _ of run(op, tensors)) await this.#pause();
+      if (measured && this.#measured !== undefined) this.#measured += performance.now() - start;
+    });
+  }
+
   #tensor(id: TensorId): Memory {
-    const memory = this.#tensors.get(id);
-    if (!memory) throw new MlaError('destroyed', 'no such tensor on this device');
-    return memory;
+    return found(this.#tensors, id);
   }
 
   #enqueue(work: () => void | Promise<void>): void {
@@ -157,4 +152,10 @@ class CpuBackend implements Backend {
     await new Promise<void>((resolve) => setTimeout(resolve, 0));
     this.#lastPause = performance.now();
   }
+}
+
+function found(tensors: ReadonlyMap<TensorId, Memory>, id: TensorId): Memory {
+  const memory = tensors.get(id);
+  if (!memory) throw new MlaError('destroyed', 'no such tensor on this device');
+  return memory;
 }

@@ -7,21 +7,19 @@
  */
 import type { DecodeOp } from '../backend.ts';
 import { decode16, encode16 } from '../bf16.ts';
+import { dot } from './dot.ts';
+import type { Tensors } from './tensors.ts';
 
-export interface DecodeMemory {
-  readonly q: Uint16Array;
-  readonly kvCache: Uint16Array;
-  readonly out: Uint16Array;
-  readonly lse: Float32Array;
-  readonly blockTable: Int32Array;
-}
-
-export function* decode(op: DecodeOp, memory: DecodeMemory): Generator<void, void, void> {
+export function* decode(op: DecodeOp, tensors: Tensors): Generator<void, void, void> {
   const { b, sQ, hQ, hKv, dQk, dV, blockSize, dtype, causal } = op;
   const group = hQ / hKv;
   const rows = sQ * group;
   const lengths = op.metadata.cacheSeqlens;
   const scale = op.softmaxScale;
+  const memory = {
+    q: tensors.bits(op.q), kvCache: tensors.bits(op.kvCache), out: tensors.bits(op.out), lse: tensors.f32(op.lse),
+    blockTable: typeof op.blockTable === 'number' ? tensors.i32(op.blockTable) : op.blockTable,
+  };
   const queries = new Float32Array(rows * dQk);
   const keys = new Float32Array(blockSize * dQk);
   const output = new Float32Array(rows * dV);
@@ -53,7 +51,7 @@ export function* decode(op: DecodeOp, memory: DecodeMemory): Generator<void, voi
           const query = queries.subarray(r * dQk, (r + 1) * dQk);
           let most = highest[r]!;
           for (let t = 0; t < visible; t++) {
-            const score = dot(query, keys, t * dQk, dQk) * scale;
+            const score = dot(query, 0, keys, t * dQk, dQk) * scale;
             scores[t] = score;
             if (!(score <= most)) most = score; // NaN wins, and stays
           }
@@ -84,18 +82,4 @@ export function* decode(op: DecodeOp, memory: DecodeMemory): Generator<void, voi
       yield;
     }
   }
-}
-
-function dot(a: Float32Array, b: Float32Array, at: number, n: number): number {
-  let s0 = 0;
-  let s1 = 0;
-  let s2 = 0;
-  let s3 = 0;
-  for (let d = 0; d < n; d += 4) {
-    s0 += a[d]! * b[at + d]!;
-    s1 += a[d + 1]! * b[at + d + 1]!;
-    s2 += a[d + 2]! * b[at + d + 2]!;
-    s3 += a[d + 3]! * b[at + d + 3]!;
-  }
-  return s0 + s1 + (s2 + s3);
 }

@@ -1,5 +1,5 @@
 /** The webgpu backend: turns operations into dispatches on one GPUDevice. */
-import type { AppendOp, Backend, CopyBlocksOp, DecodeOp, HostData, IndexData, TensorId, TensorSpec, TuneOp } from '../backend.ts';
+import { isIndex, type AppendOp, type Backend, type CopyBlocksOp, type DecodeOp, type HostData, type IndexData, type TensorId, type TensorSpec, type TuneOp } from '../backend.ts';
 import { encode16 } from '../bf16.ts';
 import { MlaError } from '../errors.ts';
 import type { MemoryStats, MlaInfo, TuneReport } from '../mla.ts';
@@ -96,7 +96,7 @@ class WebGpuBackend implements Backend {
 
   create(spec: TensorSpec, data?: HostData): Promise<void> {
     this.#gpu.check();
-    const storage = allocate(spec, this.#memory, this.#gpu.limits, spec.dtype === 'i32' && data ? (data as Int32Array).slice() : undefined);
+    const storage = allocate(spec, this.#memory, this.#gpu.limits, isIndex(spec) && data ? (data as Int32Array).slice() : undefined);
     this.#tensors.set(spec.id, storage);
     if (data) this.#upload(storage, data);
     return Promise.all(storage.allocations.map((a) => a.fault)).then((faults) => {

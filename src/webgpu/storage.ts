@@ -1,5 +1,5 @@
 /** What a tensor is on the device: one buffer, or one a segment for a cache larger than a binding. */
-import { elementBytes, elementCount, type TensorSpec } from '../backend.ts';
+import { elementBytes, elementCount, isIndex, type TensorSpec } from '../backend.ts';
 import { MlaError, shapeText } from '../errors.ts';
 import { ONE_SEGMENT, segmentPool, type KernelLimits, type Segmentation } from './config.ts';
 import { roomToGrow } from '../pool.ts';
@@ -32,7 +32,7 @@ export function allocate(spec: TensorSpec, memory: DeviceMemory, limits: KernelL
     for (let i = 0; i < segments; i++) {
       const held = segments === 1 ? rows : Math.min(blocksPerSegment, rows - i * blocksPerSegment);
       // Tables and lengths come anew each step, a little longer at times.
-      const bytes = spec.dtype === 'i32' ? roomToGrow(held * rowBytes) : held * rowBytes;
+      const bytes = isIndex(spec) ? roomToGrow(held * rowBytes) : held * rowBytes;
       allocations.push(memory.storage(bytes, segments === 1 ? label : `${label} part ${i}`));
     }
   } catch (error) {

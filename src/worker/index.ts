@@ -11,6 +11,8 @@ import { MlaError, type MlaErrorData } from '../errors.ts';
 import { MlaHost } from '../host.ts';
 import { createBackend, type CreateOptions } from '../index.ts';
 import type { MemoryStats, Mla, MlaInfo, TuneReport } from '../mla.ts';
+import type { StepOp } from '../ops.ts';
+import { runnerOf } from '../run-ops.ts';
 
 /** A Worker, a MessagePort, or Node's worker_threads.Worker or parentPort. */
 export type WorkerLike = { postMessage(message: never, transfer?: never): void } & ({ addEventListener: Endpoint['addEventListener'] } | { on(event: string, listener: (value: never) => void): unknown });
@@ -43,6 +45,8 @@ export function serve(create: (options: WorkerOptions) => Promise<Backend> = cre
     call: async (method, args) => {
       const result = await outcome(async () => {
         if (!backend) throw new MlaError('destroyed', 'the worker serves no backend');
+        // The other side has it whatever is served: what is missing is told here.
+        if (method === 'run') return runnerOf(backend)(args[0] as readonly StepOp[]);
         return (backend[method] as ((...args: unknown[]) => unknown) | undefined)?.apply(backend, args);
       });
       if (backend && backend.info !== told) result.info = told = backend.info;
@@ -112,6 +116,7 @@ class RemoteBackend implements Backend {
 
   decode: Backend['decode'] = async (op) => void (await this.#call('decode', [op]));
   append: Backend['append'] = async (op) => void (await this.#call('append', [op]));
+  run = async (ops: readonly StepOp[]): Promise<void> => void (await this.#call('run', [ops]));
   copyBlocks: Backend['copyBlocks'] = async (op) => void (await this.#call('copyBlocks', [op]));
   finished: Backend['finished'] = async () => void (await this.#call('finished', []));
   timeBegin: Backend['timeBegin'] = async () => void (await this.#call('timeBegin', []));
