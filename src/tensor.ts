@@ -86,3 +86,8 @@ export function checkShape(shape: unknown, argument: string, rank?: number): ass
     }
   }
 }
+
+/** The name that a backend knows a tensor by. */
+export function idOf(tensor: MlaTensor): number {
+  return (tensor as DeviceTensor).id;
+}

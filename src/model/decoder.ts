@@ -1,7 +1,9 @@
 /** DeepSeek's decoder on one device: embeds, runs the layers, and chooses the next tokens, a step at a time. */
 import type { TensorId } from '../backend.ts';
-import type { Mla, MlaMetadata, MlaTensor, PagedKvCache } from '../mla.ts';
+import type { Mla, MlaTensor, PagedKvCache } from '../mla.ts';
 import type { StepOp, Weight } from '../ops.ts';
+import { runOps, type StepNames } from '../run-ops.ts';
+import { idOf } from '../tensor.ts';
 import type { SampleRequest, StepRunner } from './engine.ts';
 import { denseOps, moeOps, type DenseWeights, type FfnScratch, type MoeWeights } from './ffn.ts';
 import type { LayerGroup, LayerStep } from './layer-step.ts';
@@ -35,37 +37,29 @@ export interface DecoderShape {
   angles(positions: Int32Array): Float32Array;
 }
 
-/** The device as a decoder uses it. */
-export interface DecoderDevice {
-  readonly mla: Mla;
-  run(ops: readonly StepOp[]): Promise<void>;
-  id(tensor: MlaTensor): TensorId;
-  metadataId(metadata: MlaMetadata): number;
-}
-
 export class Decoder implements StepRunner {
   readonly cache: PagedKvCache;
   readonly maxTokens: number;
   readonly shape: DecoderShape;
-  readonly #device: DecoderDevice;
+  readonly #mla: Mla;
   readonly #weights: LoadedWeights;
   readonly #layers: readonly MlaLayer[];
   readonly #workspace: Workspace;
   readonly #scratch: Scratch;
 
   /** @param maxTokens most tokens a step @throws MlaError out-of-memory, limit-exceeded */
-  static async create(device: DecoderDevice, shape: DecoderShape, weights: LoadedWeights, cache: PagedKvCache, maxTokens: number): Promise<Decoder> {
-    const workspace = new Workspace(device.mla);
+  static async create(mla: Mla, shape: DecoderShape, weights: LoadedWeights, cache: PagedKvCache, maxTokens: number): Promise<Decoder> {
+    const workspace = new Workspace(mla);
     try {
-      return new Decoder(device, shape, weights, cache, maxTokens, workspace, await makeScratch(device, workspace, shape, weights, maxTokens));
+      return new Decoder(mla, shape, weights, cache, maxTokens, workspace, await makeScratch( workspace, shape, weights, maxTokens));
     } catch (error) {
       workspace.destroy();
       throw error;
     }
   }
 
-  private constructor(device: DecoderDevice, shape: DecoderShape, weights: LoadedWeights, cache: PagedKvCache, maxTokens: number, workspace: Workspace, scratch: Scratch) {
-    this.#device = device;
+  private constructor(mla: Mla, shape: DecoderShape, weights: LoadedWeights, cache: PagedKvCache, maxTokens: number, workspace: Workspace, scratch: Scratch) {
+    this.#mla = mla;
     this.shape = shape;
     this.#weights = weights;
     this.cache = cache;
@@ -77,39 +71,12 @@ export class Decoder implements StepRunner {
 
   async step(entries: readonly StepEntry[], requests: readonly (SampleRequest | undefined)[]): Promise<(number | undefined)[]> {
     const plan = planStep(entries, this.maxTokens);
-    const ops = await this.#forward(plan, entries);
     const asked = entries.map((_, i) => i).filter((i) => requests[i] !== undefined);
-    if (asked.length === 0) {
-      await this.#device.run(ops);
-      return entries.map(() => undefined);
-    }
-    const { hidden } = this.shape.dims;
-    const { vocab } = this.shape;
-    const count = asked.length;
-    const s = this.#scratch;
-    const logits = await this.#tensor('sample logits', 'f32', [this.maxTokens, vocab]);
-    const seenStart = new Int32Array(count + 1);
-    const seen: number[] = [];
-    asked.forEach((i, row) => {
-      const { repetitionPenalty, seen: tokens } = requests[i]!;
-      if (repetitionPenalty !== 1) seen.push(...new Set(tokens));
-      seenStart[row + 1] = seen.length;
-    });
-    ops.push(
-      { op: 'takeRows', rows: Int32Array.from(asked, (i) => plan.lastRows[i]!), n: hidden, x: s.x, out: s.last },
-      norm(count, hidden, s.last, this.#weights.norm, this.shape.dims.eps, s.last),
-      matmul(count, vocab, hidden, plain(s.last, hidden), this.#weights.head, plain(logits, vocab)),
-      {
-        op: 'sample', vocab, logits, seen: Int32Array.from(seen), seenStart, out: this.#device.id(s.chosen),
-        rows: asked.map((i) => {
-          const { temperature, topK, topP, repetitionPenalty, random } = requests[i]!;
-          return { temperature, topK, topP, repetitionPenalty, random };
-        }),
-      },
-    );
-    await this.#device.run(ops);
-    const ids = (await s.chosen.read()) as Int32Array;
+    const logits = await this.#tensor('sample logits', 'f32', [asked.length === 0 ? 1 : this.maxTokens, this.shape.vocab]);
+    await this.#run(plan, entries, () => (asked.length === 0 ? [] : this.#sampling(plan, asked, requests, logits)));
     const chosen: (number | undefined)[] = entries.map(() => undefined);
+    if (asked.length === 0) return chosen;
+    const ids = (await this.#scratch.chosen.read()) as Int32Array;
     asked.forEach((i, row) => (chosen[i] = ids[row]));
     return chosen;
   }
@@ -119,14 +86,12 @@ export class Decoder implements StepRunner {
     const plan = planStep(entries, this.maxTokens);
     const { vocab, dims: { hidden, eps } } = this.shape;
     const s = this.#scratch;
-    const out = await this.#device.mla.tensor({ data: new Float32Array(plan.tokens * vocab), shape: [plan.tokens, vocab], dtype: 'f32' });
+    const out = await this.#mla.tensor({ data: new Float32Array(plan.tokens * vocab), shape: [plan.tokens, vocab], dtype: 'f32' });
     try {
-      const ops = await this.#forward(plan, entries);
-      ops.push(
+      await this.#run(plan, entries, () => [
         norm(plan.tokens, hidden, s.x, this.#weights.norm, eps, s.ffn.normed),
-        matmul(plan.tokens, vocab, hidden, plain(s.ffn.normed, hidden), this.#weights.head, plain(this.#device.id(out), vocab)),
-      );
-      await this.#device.run(ops);
+        matmul(plan.tokens, vocab, hidden, plain(s.ffn.normed, hidden), this.#weights.head, plain(idOf(out), vocab)),
+      ]);
       const byRow = (await out.read()) as Float32Array;
       const inOrder = new Float32Array(byRow.length);
       let at = 0;
@@ -147,53 +112,99 @@ export class Decoder implements StepRunner {
     this.cache.destroy();
   }
 
-  /** Reserves the tokens' places and lists the operations that leave their hidden states in `x`. @throws MlaError pool-exhausted */
-  async #forward(plan: StepPlan, entries: readonly StepEntry[]): Promise<StepOp[]> {
+  /** The tokens through all layers, then what `after` adds, in one submission. @throws MlaError pool-exhausted */
+  async #run(plan: StepPlan, entries: readonly StepEntry[], after: () => readonly StepOp[]): Promise<void> {
     const { cache } = this;
-    const { hidden, eps } = this.shape.dims;
     const before = entries.map(({ sequence }) => cache.length(sequence));
     const ordered = plan.order.map((i) => entries[i]!);
     const { slots } = await cache.reserve({ sequences: ordered.map(({ sequence }) => sequence), counts: ordered.map(({ ids }) => ids.length) });
     const positions = new Int32Array(plan.tokens);
     let row = 0;
     for (const i of plan.order) for (let j = 0; j < entries[i]!.ids.length; j++) positions[row++] = before[i]! + j;
-    const step: LayerStep = {
-      tokens: plan.tokens, angles: this.shape.angles(positions), slots, blockSize: cache.blockSize,
-      groups: await this.#groups(plan, entries),
-    };
+    const angles = this.shape.angles(positions);
+    const groups = await this.#groups(plan, entries);
+    try {
+      await runOps(this.#mla, (names) => [
+        ...this.#layerOps(plan, { tokens: plan.tokens, angles, slots, blockSize: cache.blockSize, groups: groups.map((group) => group.named(names)) }),
+        ...after(),
+      ]);
+    } finally {
+      for (const { table } of groups) table.destroy();
+    }
+  }
+
+  #layerOps(plan: StepPlan, step: LayerStep): StepOp[] {
+    const { hidden, eps } = this.shape.dims;
     const s = this.#scratch;
     const ops: StepOp[] = [{ op: 'embed', ids: plan.ids, table: this.#weights.embed, tableDtype: 'bf16', n: hidden, out: s.x }];
     this.#weights.layers.forEach(({ norm: weight, ffn }, i) => {
       ops.push(
-        ...this.#layers[i]!.ops(step, s.x, this.#device.id(cache.tensor(i))),
+        ...this.#layers[i]!.ops(step, s.x, idOf(this.cache.tensor(i))),
         ...(ffn.kind === 'dense' ? denseOps(plan.tokens, hidden, s.x, weight, eps, ffn.weights, s.ffn) : moeOps(plan.tokens, hidden, s.x, weight, eps, ffn.weights, s.ffn)),
       );
     });
     return ops;
   }
 
-  async #groups(plan: StepPlan, entries: readonly StepEntry[]): Promise<LayerGroup[]> {
+  /** The rows that are asked for, normed, through the head, and chosen from. */
+  #sampling(plan: StepPlan, asked: readonly number[], requests: readonly (SampleRequest | undefined)[], logits: TensorId): StepOp[] {
+    const { vocab, dims: { hidden, eps } } = this.shape;
+    const s = this.#scratch;
+    const count = asked.length;
+    const seenStart = new Int32Array(count + 1);
+    const seen: number[] = [];
+    asked.forEach((i, row) => {
+      const { repetitionPenalty, seen: tokens } = requests[i]!;
+      if (repetitionPenalty !== 1) for (const id of new Set(tokens)) seen.push(id);
+      seenStart[row + 1] = seen.length;
+    });
+    return [
+      { op: 'takeRows', rows: Int32Array.from(asked, (i) => plan.lastRows[i]!), n: hidden, x: s.x, out: s.last },
+      norm(count, hidden, s.last, this.#weights.norm, eps, s.last),
+      matmul(count, vocab, hidden, plain(s.last, hidden), this.#weights.head, plain(logits, vocab)),
+      {
+        op: 'sample', vocab, logits, seen: Int32Array.from(seen), seenStart, out: idOf(s.chosen),
+        rows: asked.map((i) => {
+          const { temperature, topK, topP, repetitionPenalty, random } = requests[i]!;
+          return { temperature, topK, topP, repetitionPenalty, random };
+        }),
+      },
+    ];
+  }
+
+  /** A tensor of each group's block table, so that its plan is made once for all layers; to be destroyed after the step. */
+  async #groups(plan: StepPlan, entries: readonly StepEntry[]): Promise<PreparedGroup[]> {
     const { heads, kvLoraRank, rope } = this.shape.dims;
-    const groups: LayerGroup[] = [];
+    const groups: PreparedGroup[] = [];
     for (const [g, { row, sQ, entries: members }] of plan.groups.entries()) {
       const sequences = members.map((i) => entries[i]!.sequence);
       const cacheSeqlens = this.cache.cacheSeqlens(sequences);
-      const table = this.cache.blockTable(sequences);
-      const metadata = this.#device.mla.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: sQ * heads, numHeadsK: 1, blockSize: this.cache.blockSize });
-      groups.push({
-        row, b: members.length, sQ,
+      const metadata = this.#mla.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: sQ * heads, numHeadsK: 1, blockSize: this.cache.blockSize });
+      const table = await this.#mla.tensor(this.cache.blockTable(sequences));
+      const tensors = {
         q: await this.#tensor(`q ${g}`, 'bf16', [this.maxTokens, heads, kvLoraRank + rope]),
         out: await this.#tensor(`out ${g}`, 'bf16', [this.maxTokens, heads, kvLoraRank]),
         lse: await this.#tensor(`lse ${g}`, 'f32', [this.maxTokens, heads]),
-        blockTable: table.data, maxBlocksPerSeq: table.shape[1]!, metadata, metadataId: this.#device.metadataId(metadata),
+      };
+      groups.push({
+        table,
+        named: (names) => ({
+          row, b: members.length, sQ, ...tensors, blockTable: idOf(table), maxBlocksPerSeq: table.shape[1]!, metadata, metadataId: names.metadataId(metadata),
+        }),
       });
     }
     return groups;
   }
 
   async #tensor(name: string, dtype: 'f32' | 'bf16', shape: readonly number[]): Promise<TensorId> {
-    return this.#device.id(await this.#workspace.get(name, dtype, shape));
+    return idOf(await this.#workspace.get(name, dtype, shape));
   }
+}
+
+/** A group with its tensors; its metadata gets its name when the step is run. */
+interface PreparedGroup {
+  readonly table: MlaTensor;
+  named(names: StepNames): LayerGroup;
 }
 
 interface Scratch {
@@ -207,7 +218,7 @@ interface Scratch {
   readonly ffn: FfnScratch;
 }
 
-async function makeScratch(device: DecoderDevice, workspace: Workspace, { dims }: DecoderShape, { layers }: LoadedWeights, most: number): Promise<Scratch> {
+async function makeScratch(workspace: Workspace, { dims }: DecoderShape, { layers }: LoadedWeights, most: number): Promise<Scratch> {
   const { hidden, heads, qLoraRank, kvLoraRank, nope, rope, value } = dims;
   const moe = layers.flatMap(({ ffn }) => (ffn.kind === 'moe' ? [ffn.weights] : []));
   const dense = layers.flatMap(({ ffn }) => (ffn.kind === 'dense' ? [ffn.weights] : [])).concat(moe.flatMap(({ shared }) => shared ?? []));
@@ -215,7 +226,7 @@ async function makeScratch(device: DecoderDevice, workspace: Workspace, { dims }
   const inner = Math.max(1, ...dense.map(({ width }) => width), ...moe.map(({ width, routing }) => width * routing.topK));
   const experts = Math.max(1, ...moe.map(({ routing }) => routing.experts));
   const topK = Math.max(1, ...moe.map(({ routing }) => routing.topK));
-  const f32 = async (name: string, width: number): Promise<TensorId> => device.id(await workspace.get(name, 'f32', [most, width]));
+  const f32 = async (name: string, width: number): Promise<TensorId> => idOf(await workspace.get(name, 'f32', [most, width]));
   const normed = await f32('normed', hidden);
   return {
     x: await f32('x', hidden),
@@ -227,7 +238,7 @@ async function makeScratch(device: DecoderDevice, workspace: Workspace, { dims }
     },
     ffn: {
       normed, gateUp: await f32('gate up', 2 * inner), inner: await f32('inner', inner), logits: await f32('router logits', experts),
-      ids: device.id(await workspace.get('expert ids', 'i32', [most, topK])), weights: await f32('expert weights', topK),
+      ids: idOf(await workspace.get('expert ids', 'i32', [most, topK])), weights: await f32('expert weights', topK),
     },
   };
 }

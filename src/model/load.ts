@@ -6,19 +6,16 @@ import { MlaError } from '../errors.ts';
 import type { Mla, MlaTensor } from '../mla.ts';
 import type { Weight } from '../ops.ts';
 import type { DeepSeekConfig, MoeConfig } from './config.ts';
-import type { DecoderDevice, DecoderShape, LoadedLayer, LoadedWeights } from './decoder.ts';
+import { idOf } from '../tensor.ts';
+import type { Checkpoint } from './checkpoint.ts';
+import type { DecoderShape, LoadedLayer, LoadedWeights } from './decoder.ts';
 import type { DenseWeights, MoeWeights } from './ffn.ts';
 import type { MlaWeights } from './mla-layer.ts';
-import { quantizeInt8 } from './int8.ts';
+import { decode16 } from '../bf16.ts';
+import { quantizeRows } from './quantize.ts';
 import { splitKvB, type DecoderWeights, type LayerWeights, type MlpWeights, type Stack } from './weights.ts';
+import type { ReadArrays, ReadAs } from './convert.ts';
 import { makeRope, ropeAngles } from './yarn.ts';
-
-/** Where weights are read from. */
-export interface StackReader {
-  /** All rows of a stack, one part after the other. @throws MlaError invalid-file, aborted */
-  bf16(stack: Stack): Promise<Uint16Array>;
-  f32(stack: Stack): Promise<Float32Array>;
-}
 
 export interface LoadOptions {
   /** How projections are held: as they are (bf16, default) or int8 with a scale a row. Embeddings, norms and routers stay as they are. */
@@ -26,8 +23,8 @@ export interface LoadOptions {
 }
 
 /** @throws MlaError invalid-file, aborted, out-of-memory, limit-exceeded; nothing stays on the device then */
-export async function loadWeights(device: DecoderDevice, config: DeepSeekConfig, weights: DecoderWeights, reader: StackReader, { weights: form = 'bf16' }: LoadOptions = {}): Promise<LoadedWeights> {
-  const upload = new Upload(device, reader, form);
+export async function loadWeights(mla: Mla, config: DeepSeekConfig, weights: DecoderWeights, checkpoint: Checkpoint, { weights: form = 'bf16' }: LoadOptions = {}): Promise<LoadedWeights> {
+  const upload = new Upload(mla, checkpoint, form);
   try {
     const embed = await upload.table(weights.embed);
     const layers: LoadedLayer[] = [];
@@ -66,7 +63,7 @@ async function loadLayer(upload: Upload, config: DeepSeekConfig, layer: LayerWei
 
 async function loadAttention(upload: Upload, { heads, qkNopeHeadDim: nope, vHeadDim: v, kvLoraRank: lora }: DeepSeekConfig, { inputNorm, query, kvA, kvANorm, kvB, o }: LayerWeights): Promise<MlaWeights> {
   const qA = query.kind === 'lora' ? { weight: await upload.matrix(query.a), norm: await upload.vector(query.aNorm) } : undefined;
-  const { uk, uv } = splitKvB(await upload.reader.bf16(kvB) as Uint16Array<ArrayBuffer>, { heads, nope, v, lora });
+  const { uk, uv } = splitKvB(await upload.read(kvB, 'bf16'), { heads, nope, v, lora });
   return {
     inputNorm: await upload.vector(inputNorm), qA, q: await upload.matrix(query.kind === 'lora' ? query.b : query.q),
     kvA: await upload.matrix(kvA), kvNorm: await upload.vector(kvANorm),
@@ -89,45 +86,55 @@ async function loadMoe(upload: Upload, moe: MoeConfig, { router, bias, gateUp, d
 }
 
 class Upload {
-  readonly reader: StackReader;
   readonly tensors: MlaTensor[] = [];
   readonly #mla: Mla;
-  readonly #id: (tensor: MlaTensor) => number;
+  readonly #checkpoint: Checkpoint;
   readonly #form: 'bf16' | 'int8';
 
-  constructor({ mla, id }: DecoderDevice, reader: StackReader, form: 'bf16' | 'int8') {
+  constructor(mla: Mla, checkpoint: Checkpoint, form: 'bf16' | 'int8') {
     this.#mla = mla;
-    this.#id = id;
-    this.reader = reader;
+    this.#checkpoint = checkpoint;
     this.#form = form;
+  }
+
+  /** A stack whole. */
+  async read<A extends ReadAs>({ shape, parts }: Stack, as: A): Promise<ReadArrays[A]> {
+    if (parts.length === 1) return this.#checkpoint.rows(parts[0]!.name, 0, this.#checkpoint.rowCount(parts[0]!.name), as);
+    const all = new (as === 'bf16' ? Uint16Array : Float32Array)(shape.reduce((a, b) => a * b, 1)) as ReadArrays[A];
+    let at = 0;
+    for await (const { values } of this.#checkpoint.pieces({ shape, parts }, as)) {
+      all.set(values, at);
+      at += values.length;
+    }
+    return all;
   }
 
   /** f32 [n]. */
   async vector(stack: Stack): Promise<number> {
-    return this.#put(await this.reader.f32(stack), stack.shape, 'f32');
+    return this.#put(await this.read(stack, 'f32'), stack.shape, 'f32');
   }
 
   /** bf16 [rows, n], never quantised. */
   async table(stack: Stack): Promise<number> {
-    return this.#put(await this.reader.bf16(stack), stack.shape, 'bf16');
+    return this.#put(await this.read(stack, 'bf16'), stack.shape, 'bf16');
   }
 
   /** A projection. */
   async matrix(stack: Stack): Promise<Weight> {
-    return this.made(await this.reader.bf16(stack), stack.shape);
+    return this.made(await this.read(stack, 'bf16'), stack.shape);
   }
 
   /** A matrix that decides, and so is not rounded: f32. */
   async exact(stack: Stack): Promise<Weight> {
-    return { form: 'f32', data: await this.#put(await this.reader.f32(stack), stack.shape, 'f32'), scales: undefined };
+    return { form: 'f32', data: await this.#put(await this.read(stack, 'f32'), stack.shape, 'f32'), scales: undefined };
   }
 
   async made(bits: Uint16Array, shape: readonly number[]): Promise<Weight> {
     const k = shape[shape.length - 1]!;
     if (this.#form === 'bf16' || k % 4 !== 0) return { form: 'bf16', data: await this.#put(bits, shape, 'bf16'), scales: undefined };
-    const { words, scales } = quantizeInt8(bits, k);
+    const { data, scales } = quantizeRows(decode16('bf16', bits), k);
     const rows = shape.slice(0, -1);
-    return { form: 'int8', data: await this.#put(words, [...rows, k / 4], 'i32'), scales: await this.#put(scales, rows, 'f32') };
+    return { form: 'int8', data: await this.#put(data, [...rows, k / 4], 'i32'), scales: await this.#put(scales, rows, 'f32') };
   }
 
   async #put(data: Uint16Array | Float32Array | Int32Array, shape: readonly number[], dtype: 'bf16' | 'f32' | 'i32'): Promise<number> {
@@ -135,6 +142,6 @@ class Upload {
     if (data.length !== count) throw new MlaError('internal', 'weights of another size', { argument: 'weights', expected: String(count), got: String(data.length) });
     const tensor = await this.#mla.tensor({ data, shape, dtype });
     this.tensors.push(tensor);
-    return this.#id(tensor);
+    return idOf(tensor);
   }
 }
