@@ -4,16 +4,17 @@ import type { Context } from './context.ts';
 import { decode, DECODE_USAGE } from './decode.ts';
 import { doctor, DOCTOR_USAGE } from './doctor.ts';
 import { EXIT_BAD_INPUT, exitStatus, oneLine } from './failure.ts';
+import { generate, GENERATE_USAGE } from './generate.ts';
 import { tune, TUNE_USAGE } from './tune.ts';
 import { VERSION } from '../version.ts';
 
 type Command = (args: readonly string[], context: Context) => Promise<number>;
 
-const COMMANDS: ReadonlyMap<string, Command> = new Map([['doctor', doctor], ['decode', decode], ['bench', bench], ['tune', tune]]);
+const COMMANDS: ReadonlyMap<string, Command> = new Map([['doctor', doctor], ['decode', decode], ['bench', bench], ['tune', tune], ['generate', generate]]);
 
 const USAGE = `flashmla-web: paged, split-KV MLA decode attention
 
-${[DOCTOR_USAGE, DECODE_USAGE, BENCH_USAGE, TUNE_USAGE].join('\n')}
+${[DOCTOR_USAGE, DECODE_USAGE, BENCH_USAGE, TUNE_USAGE, GENERATE_USAGE].join('\n')}
 Usage: flashmla-web --version | --help
 `;
 
