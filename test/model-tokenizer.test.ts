@@ -1,6 +1,6 @@
 /**
  * The tokenizer against the original library's results: test/model/tokenizer.json is a byte-level BPE with DeepSeek-V3's splitting,
- * made and run with Python's tokenizers 0.22; tokenizer-cases.json holds texts, their ids there and what those decode to.
+ * made and run with Python's tokenizers 0.23; tokenizer-cases.json holds texts, their ids there and what those decode to.
  */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';

@@ -21,7 +21,11 @@ export function isWeightDType(dtype: SafetensorsDType): dtype is WeightDType {
 export function toF32(dtype: WeightDType, bytes: Uint8Array<ArrayBuffer>): Float32Array<ArrayBuffer> {
   const { buffer } = bytes;
   if (dtype === 'F32') return new Float32Array(buffer);
-  if (dtype === 'F8_E4M3') return Float32Array.from(bytes, (bits) => E4M3[bits]!);
+  if (dtype === 'F8_E4M3') {
+    const values = new Float32Array(bytes.length);
+    for (let i = 0; i < bytes.length; i++) values[i] = E4M3[bytes[i]!]!;
+    return values;
+  }
   const bits = new Uint16Array(buffer);
   const values = new Float32Array(bits.length);
   decode16(dtype === 'BF16' ? 'bf16' : 'f16', bits, values);
@@ -59,7 +63,10 @@ export function applyScales(rows: Float32Array, firstRow: number, { values, matr
   const blockColumns = Math.ceil(columns / block[1]);
   for (let at = 0, row = firstRow; at < rows.length; at += columns, row++) {
     const scaleRow = (Math.floor(row / matrixRows) * blockRows + Math.floor((row % matrixRows) / block[0])) * blockColumns;
-    for (let j = 0; j < columns; j++) rows[at + j]! *= values[scaleRow + Math.floor(j / block[1])]!;
+    for (let j = 0; j < columns;) {
+      const scale = values[scaleRow + j / block[1]]!;
+      for (const end = Math.min(j + block[1], columns); j < end; j++) rows[at + j]! *= scale;
+    }
   }
 }
 

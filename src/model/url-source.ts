@@ -32,7 +32,7 @@ export function urlSource(base: string | URL, options: UrlSourceOptions = {}): M
  * @throws MlaError invalid-argument
  */
 export function hubSource(repository: string, { base = 'https://huggingface.co', ...options }: HubSourceOptions = {}): ModelSource {
-  const [, name, revision = 'main'] = /^([\w.-]+\/[\w.-]+)(?:@(.+))?$/.exec(repository) ?? [];
+  const [, name, revision = 'main'] = /^(\w[\w.-]*\/\w[\w.-]*)(?:@(.+))?$/.exec(repository) ?? [];
   if (name === undefined) throw new MlaError('invalid-argument', 'is not the name of a model', { argument: 'repository', expected: 'owner/name or owner/name@revision', got: JSON.stringify(repository) });
   return new UrlSource(repository, `${base.replace(/\/$/, '')}/${name}/resolve/${encodeURIComponent(revision)}`, options);
 }
