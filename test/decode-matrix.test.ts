@@ -106,6 +106,8 @@ describe('the kernel, with emulated matrices', () => {
     { ...narrow, b: 2, sQ: 4, sK: 140, hQ: 12, hKv: 3, causal: true, ragged: true },
     { ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [1100], softmaxScale: 30 },
     { ...narrow, b: 2, sQ: 2, sK: 140, hQ: 5, dtype: 'f16', causal: true },
+    // Query tokens that see nothing, beside some that do.
+    { ...narrow, b: 3, sQ: 4, sK: 0, hQ: 3, seqlens: [2, 1, 70], causal: true },
   ];
   test.each(cases.map((options): [string, CaseOptions] => [JSON.stringify(options), options]))('%s', async (_, options) => {
     expect(mla.info.tier).toBe('matrix');
@@ -122,6 +124,16 @@ describe('the kernel, with emulated matrices', () => {
     c.q[5] = bits(1e30);
     c.q[column] = 0;
     expectRight(c, await run(mla, c));
+  });
+
+  // The last key is seen by the last query token only.
+  test.each([0, 2, 5])('NaN in number %i of a key that one row sees', async (column) => {
+    const c = makeCase({ ...narrow, b: 1, sQ: 2, sK: 0, hQ: 4, seqlens: [70], causal: true });
+    c.kvCache[(c.blockTable[1]! * c.blockSize + 5) * 128 + column] = 0x7fc0;
+    const got = await run(mla, c);
+    expectRight(c, got);
+    expect(got.out.subarray(0, 4 * 64).every(Number.isFinite)).toBe(true);
+    expect(got.out.subarray(4 * 64).every(Number.isNaN)).toBe(true);
   });
 
   test('a cache of tiny numbers', async () => {
