@@ -10,7 +10,7 @@ import { Random } from './random.ts';
 import { softwareGpu } from './software-adapter.ts';
 
 /** Backends that run operations. */
-export const opsBackends = ['cpu'] as const;
+export const opsBackends = ['cpu', 'webgpu'] as const;
 
 export async function makeMla(backend: 'cpu' | 'webgpu'): Promise<Mla> {
   return createMla(backend === 'cpu' ? { backend } : { backend, gpu: await softwareGpu(), tune: 'off' });

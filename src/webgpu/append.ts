@@ -1,15 +1,35 @@
 /** Launcher of shaders/append.wgsl: new tokens into their pages. */
-import type { AppendOp } from '../backend.ts';
+import type { AppendOp, TensorId } from '../backend.ts';
+import { roomToGrow } from '../pool.ts';
 import appendSource from '../../shaders/append.wgsl?raw';
 import type { Segmentation } from './config.ts';
 import { constants, kvBindings, storeKv, type Kernel, type KernelCache } from './kernel.ts';
+import type { Storage } from './storage.ts';
+import type { Machine, Submission } from './submission.ts';
 
-export const APPEND_THREADS = 64;
+const APPEND_THREADS = 64;
 /** A word of `slots` before the first slot: how many rows there are (tokens * h_kv). */
-export const SLOTS_HEADER = 1;
+const SLOTS_HEADER = 1;
+
+export function encodeAppend(op: AppendOp, { gpu, memory, kernels, bindGroups, traits }: Machine, tensor: (id: TensorId) => Storage, submission: Submission): void {
+  const kv = tensor(op.kvCache);
+  const kernel = appendKernel(kernels, op, kv);
+  const rows = op.tokens * op.hKv;
+  const words = new Int32Array(SLOTS_HEADER + op.slots.length);
+  words[0] = rows;
+  words.set(op.slots, SLOTS_HEADER);
+  const slots = memory.storage(roomToGrow(words.byteLength), 'slots');
+  submission.release(slots);
+  gpu.device.queue.writeBuffer(slots.buffer, 0, words);
+  const sources = [op.latent, ...(op.rope === undefined ? [] : [op.rope])].map((id) => tensor(id).buffers[0]!);
+  const { pass } = submission;
+  pass.setPipeline(kernel.pipeline);
+  pass.setBindGroup(0, bindGroups.get(kernel, [slots.buffer, ...sources, ...kv.buffers], 'append'));
+  pass.dispatchWorkgroups(Math.ceil(op.dQk / 2 / APPEND_THREADS), Math.min(rows, traits.limits.maxComputeWorkgroupsPerDimension));
+}
 
 /** Bindings: slots, latent, rope (when separate), then the cache's segments. */
-export function appendKernel(kernels: KernelCache, op: AppendOp, { segments, blocksPerSegment }: Segmentation): Kernel {
+function appendKernel(kernels: KernelCache, op: AppendOp, { segments, blocksPerSegment }: Segmentation): Kernel {
   const { hKv, dQk, dV, blockSize } = op;
   const separate = op.rope !== undefined;
   const rowWords = dQk / 2;

@@ -1,35 +1,29 @@
 /** The webgpu backend: turns operations into dispatches on one GPUDevice. */
-import { isIndex, type AppendOp, type Backend, type CopyBlocksOp, type DecodeOp, type HostData, type IndexData, type TensorId, type TensorSpec, type TuneOp } from '../backend.ts';
+import { isIndex, type AppendOp, type Backend, type CopyBlocksOp, type DecodeOp, type HostData, type TensorId, type TensorSpec, type TuneOp } from '../backend.ts';
 import { encode16 } from '../bf16.ts';
 import { MlaError } from '../errors.ts';
 import type { MemoryStats, MlaInfo, TuneReport } from '../mla.ts';
-import { APPEND_THREADS, SLOTS_HEADER, appendKernel } from './append.ts';
-import { BindGroups } from './bind-groups.ts';
-import { chooseDecodeConfig, scheduleInfo, type DecodeConfig, type DeviceTraits } from './config.ts';
-import { openDevice, type DeviceOptions, type GpuContext } from './device.ts';
-import { decodeGrid, decodeKernels, encodeDecode } from './dispatch.ts';
-import { KernelCache, type Kernel } from './kernel.ts';
-import { DeviceMemory, type Allocation } from './memory.ts';
-import { makePlan, partialBytes, type Plan } from '../plan.ts';
-import { roomToGrow } from '../pool.ts';
-import { partsTarget } from '../schedule.ts';
+import type { StepOp } from '../ops.ts';
 import { classOf } from '../shape-class.ts';
 import { siteKey, type TuneStore } from '../tune-store.ts';
 import { VERSION } from '../version.ts';
+import { encodeAppend } from './append.ts';
+import { BindGroups } from './bind-groups.ts';
+import { scheduleInfo, type DeviceTraits } from './config.ts';
+import { DecodeCalls } from './decode-calls.ts';
+import { openDevice, type DeviceOptions, type GpuContext } from './device.ts';
+import { KernelCache } from './kernel.ts';
+import { DeviceMemory } from './memory.ts';
 import { readStorage } from './readback.ts';
+import { StepEncoder } from './step.ts';
 import { adopted, allocate, type Storage } from './storage.ts';
+import { Submission, type Machine } from './submission.ts';
 import { chooseTier, type TierChoice } from './tier.ts';
 import { Timer } from './timer.ts';
 import type { TuneMode } from './tune-mode.ts';
 import { Tuner } from './tuner.ts';
 
-/** Plans kept on the device: one a step is used by every layer, a few steps may be in flight. */
-const PLANS_KEPT = 8;
 const FLUSH_BYTES = 256 << 20;
-
-interface PlanOnDevice extends Plan {
-  readonly allocation: Allocation;
-}
 
 /** What the environment brings to tuning. */
 export interface TuneEnvironment {
@@ -56,42 +50,41 @@ class WebGpuBackend implements Backend {
   info: MlaInfo;
   readonly tuner: Tuner;
   readonly #gpu: GpuContext;
-  readonly #traits: DeviceTraits;
   readonly #memory: DeviceMemory;
-  readonly #kernels: KernelCache;
-  readonly #bindGroups: BindGroups;
   readonly #timer: Timer;
   readonly #tensors = new Map<TensorId, Storage>();
-  readonly #plans = new Map<string, PlanOnDevice>();
-  /** By the numbers of a call that they depend on. */
-  readonly #configs = new Map<string, DecodeConfig>();
-  #partials: Allocation | undefined;
+  readonly #machine: Machine;
+  readonly #decodes: DecodeCalls;
+  readonly #step: StepEncoder;
+  readonly #lookup = (id: TensorId): Storage => this.#tensor(id);
 
   constructor(gpu: GpuContext, { notes, ...tier }: TierChoice, reason: string, { store, variant = '', mode }: TuneEnvironment & { mode: TuneMode }) {
     const { limits, vendor, architecture, software } = gpu;
     this.#gpu = gpu;
-    this.#traits = { limits, vendor, architecture, kind: software ? 'software' : 'gpu', ...tier };
-    this.#bindGroups = new BindGroups(gpu.device);
-    this.#memory = new DeviceMemory(gpu, (buffer) => this.#bindGroups.forget(buffer));
-    this.#kernels = new KernelCache(gpu);
+    const traits: DeviceTraits = { limits, vendor, architecture, kind: software ? 'software' : 'gpu', ...tier };
+    const bindGroups = new BindGroups(gpu.device);
+    this.#memory = new DeviceMemory(gpu, (buffer) => bindGroups.forget(buffer));
+    this.#machine = { gpu, memory: this.#memory, kernels: new KernelCache(gpu), bindGroups, traits };
     this.#timer = new Timer(gpu, this.#memory);
-    const schedule = scheduleInfo(this.#traits);
+    const schedule = scheduleInfo(traits);
     this.info = {
       backend: 'webgpu', reason, device: gpu.name, tier: tier.tier, tierNotes: notes, features: gpu.features, limits: { ...limits }, software,
       schedule,
     };
     this.tuner = new Tuner({
-      device: { gpu, memory: this.#memory, kernels: this.#kernels, bindGroups: this.#bindGroups, traits: this.#traits, minTokensPerPart: schedule.minTokensPerPart },
+      device: { ...this.#machine, minTokensPerPart: schedule.minTokensPerPart },
       schedule, mode, store, prefix: siteKey({
         version: VERSION, vendor, architecture, device: gpu.name, tier: tier.tier,
         variant: `${limits.maxComputeWorkgroupStorageSize} B, ${limits.maxComputeInvocationsPerWorkgroup} threads ${variant}`.trim(),
       }),
       onChange: () => {
-        this.#configs.clear();
+        this.#decodes.retuned();
         const { note } = this.tuner;
         this.info = { ...this.info, schedule: { ...schedule, tuned: this.tuner.schedules() }, ...(note !== undefined && { tuning: note }) };
       },
     });
+    this.#decodes = new DecodeCalls(this.#machine, this.tuner, this.#lookup);
+    this.#step = new StepEncoder(this.#machine, this.#lookup);
   }
 
   create(spec: TensorSpec, data?: HostData): Promise<void> {
@@ -119,37 +112,24 @@ class WebGpuBackend implements Backend {
     const storage = this.#tensors.get(id);
     if (!storage) return;
     this.#tensors.delete(id);
-    if (storage.allocations.length === 0) storage.buffers.forEach((buffer) => this.#bindGroups.forget(buffer));
+    if (storage.allocations.length === 0) storage.buffers.forEach((buffer) => this.#machine.bindGroups.forget(buffer));
     for (const allocation of storage.allocations) {
       if (discard) this.#memory.discard(allocation);
       else this.#memory.release(allocation);
     }
-    for (const key of this.#plans.keys()) if (key.startsWith(`${id}/`)) this.#dropPlan(key);
+    this.#decodes.forget(id);
   }
 
   decode(op: DecodeOp): void {
     this.#gpu.check();
-    const { device, limits } = this.#gpu;
-    const kv = this.#tensor(op.kvCache);
-    const rows = (op.sQ * op.hQ) / op.hKv;
-    const config = this.#config(op, rows);
-    const grid = decodeGrid(op, config, op.metadata.parts);
-    const most = limits.maxComputeWorkgroupsPerDimension;
-    if (Math.max(...grid, op.sQ * op.hQ, op.b) > most) {
-      throw new MlaError('limit-exceeded', 'problem too large for one dispatch', { argument: 'q', expected: `at most ${most} rows (s_q * h_q) and sequences`, got: `${op.sQ * op.hQ} rows, ${op.b} sequences` });
-    }
-    const kernels = decodeKernels(this.#kernels, op, config, this.#traits, kv);
-    const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
-    const plan = this.#plan(op);
-    const partials = this.#partialsOf(op, rows);
+    Submission.run(this.#machine, 'decode', this.#timer.pass(), (submission) => this.#decodes.encode(op, this.info.schedule, submission));
+    this.tuner.called(classOf(op), this.#tensor(op.kvCache));
+  }
 
-    const encoder = device.createCommandEncoder({ label: 'decode' });
-    const pass = encoder.beginComputePass({ label: 'decode', ...this.#timer.pass() });
-    encodeDecode(pass, this.#bindGroups, kernels, op, config, this.#traits, plan, { q, plan: plan.allocation.buffer, partials, out, lse, kv: kv.buffers });
-    pass.end();
-    device.queue.submit([encoder.finish()]);
-    if (typeof op.blockTable !== 'number') this.#memory.release(plan.allocation);
-    this.tuner.called(classOf(op), kv);
+  run(ops: readonly StepOp[]): void {
+    this.#gpu.check();
+    Submission.run(this.#machine, 'step', this.#timer.pass(), (submission) => this.#step.encode(ops, submission, (op) => this.#decodes.encode(op, this.info.schedule, submission)));
+    for (const op of ops) if (op.op === 'decode') this.tuner.called(classOf(op), this.#tensor(op.kvCache));
   }
 
   tune(op: TuneOp): Promise<TuneReport> {
@@ -159,25 +139,7 @@ class WebGpuBackend implements Backend {
 
   append(op: AppendOp): void {
     this.#gpu.check();
-    const { device, limits } = this.#gpu;
-    const kv = this.#tensor(op.kvCache);
-    const kernel: Kernel = appendKernel(this.#kernels, op, kv);
-    const rows = op.tokens * op.hKv;
-    const words = new Int32Array(SLOTS_HEADER + op.slots.length);
-    words[0] = rows;
-    words.set(op.slots, SLOTS_HEADER);
-    const slots = this.#memory.storage(roomToGrow(words.byteLength), 'slots');
-    device.queue.writeBuffer(slots.buffer, 0, words);
-    const sources = [op.latent, ...(op.rope === undefined ? [] : [op.rope])].map((id) => this.#tensor(id).buffers[0]!);
-
-    const encoder = device.createCommandEncoder({ label: 'append' });
-    const pass = encoder.beginComputePass({ label: 'append' });
-    pass.setPipeline(kernel.pipeline);
-    pass.setBindGroup(0, this.#bindGroups.get(kernel, [slots.buffer, ...sources, ...kv.buffers], 'append'));
-    pass.dispatchWorkgroups(Math.ceil(op.dQk / 2 / APPEND_THREADS), Math.min(rows, limits.maxComputeWorkgroupsPerDimension));
-    pass.end();
-    device.queue.submit([encoder.finish()]);
-    this.#memory.release(slots);
+    Submission.run(this.#machine, 'append', {}, (submission) => encodeAppend(op, this.#machine, this.#lookup, submission));
   }
 
   copyBlocks({ kvCache, pairs }: CopyBlocksOp): void {
@@ -224,7 +186,7 @@ class WebGpuBackend implements Backend {
   }
 
   memory(): MemoryStats {
-    return { ...this.#memory.stats(), pipelines: this.#kernels.count };
+    return { ...this.#memory.stats(), pipelines: this.#machine.kernels.count };
   }
 
   destroy(): void {
@@ -232,7 +194,7 @@ class WebGpuBackend implements Backend {
     this.#timer.destroy();
     this.#memory.destroy();
     this.#tensors.clear();
-    this.#plans.clear();
+    this.#decodes.clear();
     this.#gpu.destroy();
   }
 
@@ -240,20 +202,6 @@ class WebGpuBackend implements Backend {
     const storage = this.#tensors.get(id);
     if (!storage) throw new MlaError('destroyed', 'no such tensor on this device');
     return storage;
-  }
-
-  /** @throws MlaError limit-exceeded */
-  #config(op: DecodeOp, rows: number): DecodeConfig {
-    const key = `${op.dtype}/${op.dQk}/${op.dV}/${rows}/${op.hKv}`;
-    const known = this.#configs.get(key);
-    if (known) return known;
-    const tuned = this.tuner.config(classOf(op))?.key;
-    const { config, rejected } = chooseDecodeConfig(op, rows, this.#traits, tuned);
-    if (!config) {
-      throw new MlaError('limit-exceeded', 'no kernel configuration fits this device', { argument: 'q', expected: 'limits that one configuration fits', got: rejected.join('; ') });
-    }
-    this.#configs.set(key, config);
-    return config;
   }
 
   #upload(storage: Storage, data: HostData): void {
@@ -271,46 +219,5 @@ class WebGpuBackend implements Backend {
         this.#gpu.device.queue.writeBuffer(buffer, whole, tail);
       }
     });
-  }
-
-  #plan(op: DecodeOp): PlanOnDevice {
-    // Only a block table that is a tensor is known to hold the same numbers the next time.
-    const key = typeof op.blockTable === 'number' ? `${op.blockTable}/${op.metadataId}/${op.sQ}/${op.dV}/${op.softmaxScale}/${op.causal}` : undefined;
-    const known = key === undefined ? undefined : this.#plans.get(key);
-    if (known) return known;
-    const plan = makePlan(op, this.#indices(op.blockTable));
-    const allocation = this.#memory.storage(roomToGrow(plan.words.byteLength), 'plan');
-    this.#gpu.device.queue.writeBuffer(allocation.buffer, 0, plan.words);
-    const made = { ...plan, allocation };
-    if (key !== undefined) {
-      if (this.#plans.size >= PLANS_KEPT) this.#dropPlan(this.#plans.keys().next().value!);
-      this.#plans.set(key, made);
-    }
-    return made;
-  }
-
-  #dropPlan(key: string): void {
-    this.#memory.release(this.#plans.get(key)!.allocation);
-    this.#plans.delete(key);
-  }
-
-  #indices(data: IndexData): Int32Array {
-    return typeof data === 'number' ? this.#tensor(data).host! : data;
-  }
-
-  /**
-   * Scratch for partial results, as large as the most parts that this shape can be cut into, so that it does not grow
-   * as sequences do.
-   */
-  #partialsOf(op: DecodeOp, rows: number): GPUBuffer {
-    const parts = Math.max(op.metadata.parts, partsTarget(this.info.schedule, rows, op.hKv));
-    const bytes = partialBytes(parts, op);
-    if (!this.#partials || this.#partials.buffer.size < bytes) {
-      const larger = this.#memory.storage(bytes, 'partials');
-      // Nothing else will ask for its size again.
-      if (this.#partials) this.#memory.discard(this.#partials);
-      this.#partials = larger;
-    }
-    return this.#partials.buffer;
   }
 }

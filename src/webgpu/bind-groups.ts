@@ -1,8 +1,8 @@
 /** Bind groups by kernel and buffers, kept so that a loop over the same buffers makes none after its first steps. */
-import type { Kernel } from './kernel.ts';
+import { PARAM_BYTES, type Kernel } from './kernel.ts';
 
-/** More than the layers of a model: each has a cache of its own. */
-const KEPT = 512;
+/** More than the dispatches of a model's step: each layer has weights and a cache of its own. */
+const KEPT = 8192;
 
 export class BindGroups {
   readonly #device: GPUDevice;
@@ -23,7 +23,7 @@ export class BindGroups {
     return this.#groups.size;
   }
 
-  /** A bind group of whole buffers, in binding order. */
+  /** A bind group of whole buffers, in binding order; of parameters, of those at an offset that is not known here. */
   get(kernel: Kernel, buffers: readonly GPUBuffer[], label: string): GPUBindGroup {
     let key = `${this.#id(kernel)}`;
     for (const buffer of buffers) key += `/${this.#id(buffer)}`;
@@ -34,7 +34,7 @@ export class BindGroups {
       return known;
     }
     const group = this.#device.createBindGroup({
-      label, layout: kernel.layout, entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })),
+      label, layout: kernel.layout, entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer, ...(kernel.hasParams && binding === 0 && { size: PARAM_BYTES }) } })),
     });
     if (this.#groups.size >= this.#kept) this.#drop(this.#groups.keys().next().value!);
     this.#groups.set(key, group);

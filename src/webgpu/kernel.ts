@@ -5,6 +5,8 @@ import type { GpuContext } from './device.ts';
 export interface Kernel {
   readonly pipeline: GPUComputePipeline;
   readonly layout: GPUBindGroupLayout;
+  /** Its first binding is its parameters, at an offset that is given when it is set. */
+  readonly hasParams: boolean;
   /** Set once the device has refused the kernel. */
   fault: MlaError | undefined;
   readonly compiled: Promise<void>;
@@ -13,11 +15,17 @@ export interface Kernel {
 export type Access = 'read' | 'read_write';
 
 /** One storage binding of a kernel: `var<storage, access> name: array<element>`. */
-export interface Binding {
+export interface StorageBinding {
   readonly name: string;
   readonly access: Access;
-  readonly element: 'u32' | 'vec2<u32>' | 'vec4<u32>' | 'vec2<f32>' | 'vec4<f32>';
+  readonly element: 'u32' | 'f32' | 'vec2<u32>' | 'vec4<u32>' | 'vec2<f32>' | 'vec4<f32>';
 }
+
+/** Parameters that change from call to call: `var<uniform> p: Params`, a struct of the kernel's of at most PARAM_BYTES. */
+export type Binding = StorageBinding | { readonly access: 'params' };
+
+/** As many as any kernel has. */
+export const PARAM_BYTES = 64;
 
 /** `const NAME = value;` for every entry; numbers are u32. */
 export function constants(values: Readonly<Record<string, number | boolean>>): string {
@@ -73,12 +81,12 @@ export function expand(source: string, values: Values): string {
 }
 
 /** A cache's bindings, one a segment. */
-export function kvBindings(segments: number, access: Access, element: Binding['element']): Binding[] {
+export function kvBindings(segments: number, access: Access, element: StorageBinding['element']): StorageBinding[] {
   return Array.from({ length: segments }, (_, i) => ({ name: `kv${i}`, access, element }));
 }
 
 /** `load_kv(segment, index)` over those bindings. The segment is the same for a whole workgroup. */
-export function loadKv(segments: number, element: Binding['element']): string {
+export function loadKv(segments: number, element: StorageBinding['element']): string {
   const cases = Array.from({ length: segments - 1 }, (_, i) => `  if (segment == ${i}u) { return kv${i}[index]; }\n`).join('');
   return `fn load_kv(segment: u32, index: u32) -> ${element} {\n${cases}  return kv${segments - 1}[index];\n}`;
 }
@@ -94,6 +102,10 @@ export interface Kernels<Result> {
   /** The kernel named `key`, compiled from `source` with `bindings` at @group(0) on first use; `directives` are WGSL's, which come before all else. */
   get(key: string, bindings: () => readonly Binding[], source: () => string, directives?: readonly string[]): Result;
 }
+
+const BUFFERS: Readonly<Record<Binding['access'], GPUBufferBindingLayout>> = {
+  read: { type: 'read-only-storage' }, read_write: { type: 'storage' }, params: { type: 'uniform', hasDynamicOffset: true, minBindingSize: PARAM_BYTES },
+};
 
 export class KernelCache implements Kernels<Kernel> {
   readonly #gpu: GpuContext;
@@ -116,8 +128,8 @@ export class KernelCache implements Kernels<Kernel> {
       return known;
     }
     const { value, fault } = this.#gpu.watch(`compiling ${key}`, () => {
-      const { layout, descriptor } = this.#describe(key, bindings(), source(), directives);
-      return { layout, pipeline: this.#gpu.device.createComputePipeline(descriptor) };
+      const { descriptor, ...rest } = this.#describe(key, bindings(), source(), directives);
+      return { ...rest, pipeline: this.#gpu.device.createComputePipeline(descriptor) };
     });
     const kernel: Kernel = {
       ...value, fault: undefined,
@@ -138,10 +150,10 @@ export class KernelCache implements Kernels<Kernel> {
       return known;
     }
     const { value, fault } = this.#gpu.watch(`compiling ${key}`, () => {
-      const { layout, descriptor } = this.#describe(key, bindings(), source(), directives);
+      const { descriptor, ...rest } = this.#describe(key, bindings(), source(), directives);
       const pipeline = this.#gpu.device.createComputePipelineAsync(descriptor);
       pipeline.catch(() => undefined);
-      return { layout, pipeline };
+      return { ...rest, pipeline };
     });
     const error = await fault;
     if (error) throw error;
@@ -149,23 +161,23 @@ export class KernelCache implements Kernels<Kernel> {
       throw new MlaError('internal', `compiling ${key}: ${cause.message}`, { cause });
     });
     // Unless a call has come meanwhile that could not wait.
-    const kernel = this.#kernels.get(key) ?? { pipeline, layout: value.layout, fault: undefined, compiled: Promise.resolve() };
+    const kernel = this.#kernels.get(key) ?? { ...value, pipeline, fault: undefined, compiled: Promise.resolve() };
     this.#kernels.set(key, kernel);
     return kernel;
   }
 
-  #describe(key: string, list: readonly Binding[], source: string, directives: readonly string[]): { layout: GPUBindGroupLayout; descriptor: GPUComputePipelineDescriptor } {
+  #describe(key: string, list: readonly Binding[], source: string, directives: readonly string[]): Pick<Kernel, 'layout' | 'hasParams'> & { descriptor: GPUComputePipelineDescriptor } {
     const { device } = this.#gpu;
-    const header = list.map(({ name, access, element }, i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
+    const header = list.map((b, i) => `@group(0) @binding(${i}) ${b.access === 'params' ? 'var<uniform> p: Params' : `var<storage, ${b.access}> ${b.name}: array<${b.element}>`};`).join('\n');
     const layout = device.createBindGroupLayout({
       label: key,
       entries: list.map(({ access }, binding) => ({
-        binding, visibility: 0x4 /* COMPUTE */, buffer: { type: access === 'read' ? 'read-only-storage' as const : 'storage' as const },
+        binding, visibility: 0x4 /* COMPUTE */, buffer: BUFFERS[access],
       })),
     });
     const module = device.createShaderModule({ label: key, code: [...directives, header, '', source].join('\n') });
     return {
-      layout,
+      layout, hasParams: list[0]?.access === 'params',
       descriptor: { label: key, layout: device.createPipelineLayout({ label: key, bindGroupLayouts: [layout] }), compute: { module, entryPoint: 'main' } },
     };
   }

@@ -15,6 +15,7 @@ export interface Allocation {
 }
 
 const STORAGE = 0x80 | 0x08 | 0x04; // STORAGE | COPY_DST | COPY_SRC: GPUBufferUsage is not a global everywhere
+const PARAMETERS = STORAGE | 0x40; // UNIFORM
 const STAGING = 0x01 | 0x08; // MAP_READ | COPY_DST
 const POOLED_BYTES = 256 << 20;
 
@@ -36,6 +37,11 @@ export class DeviceMemory {
     return this.#take(bytes, STORAGE, label);
   }
 
+  /** A storage buffer that uniforms can be bound in too. @throws MlaError limit-exceeded, device-lost */
+  parameters(bytes: number): Allocation {
+    return this.#take(bytes, PARAMETERS, 'parameters');
+  }
+
   /** A buffer to read back through. @throws MlaError limit-exceeded, device-lost */
   staging(bytes: number): Allocation {
     return this.#take(bytes, STAGING, 'readback');
@@ -44,7 +50,7 @@ export class DeviceMemory {
   #take(bytes: number, usage: number, label: string): Allocation {
     this.#gpu.check();
     const { maxBufferSize, maxStorageBufferBindingSize } = this.#gpu.limits;
-    const most = usage === STORAGE ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
+    const most = usage !== STAGING ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
     if (bytes > most) {
       throw new MlaError('limit-exceeded', `${label} is larger than one buffer of this device may be`, {
         argument: label, expected: `at most ${most} B`, got: `${bytes} B`,

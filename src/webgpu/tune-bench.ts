@@ -5,22 +5,16 @@ import { MlaError } from '../errors.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { getMlaMetadata } from '../schedule.ts';
 import type { ShapeClass } from '../shape-class.ts';
-import type { BindGroups } from './bind-groups.ts';
-import { ONE_SEGMENT, type DecodeConfig, type DeviceTraits } from './config.ts';
-import type { GpuContext } from './device.ts';
+import { ONE_SEGMENT, type DecodeConfig } from './config.ts';
 import { compileDecode, decodeGrid, encodeDecode, type DecodeKernels } from './dispatch.ts';
-import type { Kernel, KernelCache } from './kernel.ts';
-import type { Allocation, DeviceMemory } from './memory.ts';
+import type { Kernel } from './kernel.ts';
+import type { Allocation } from './memory.ts';
+import type { Machine } from './submission.ts';
 import { Timer } from './timer.ts';
 import { TUNE_BLOCK, type TuneLoad, type TuneLoads } from './tune-load.ts';
 import { HOPELESS, score, type Times } from './tune-search.ts';
 
-export interface TuneDevice {
-  readonly gpu: GpuContext;
-  readonly memory: DeviceMemory;
-  readonly kernels: KernelCache;
-  readonly bindGroups: BindGroups;
-  readonly traits: DeviceTraits;
+export interface TuneDevice extends Machine {
   readonly minTokensPerPart: number;
 }
 

@@ -1,0 +1,136 @@
+/** Decode calls of one device: their configurations, their plans on the device, and their scratch memory. */
+import type { DecodeOp, TensorId } from '../backend.ts';
+import { MlaError } from '../errors.ts';
+import type { ScheduleInfo } from '../mla.ts';
+import { makePlan, partialBytes, type Plan } from '../plan.ts';
+import { roomToGrow } from '../pool.ts';
+import { partsTarget } from '../schedule.ts';
+import { classOf } from '../shape-class.ts';
+import { chooseDecodeConfig, type DecodeConfig } from './config.ts';
+import { decodeGrid, decodeKernels, encodeDecode } from './dispatch.ts';
+import type { Allocation } from './memory.ts';
+import type { Storage } from './storage.ts';
+import type { Machine, Submission } from './submission.ts';
+import type { Tuner } from './tuner.ts';
+
+/** Plans kept on the device: one a step is used by every layer, a few steps may be in flight. */
+const PLANS_KEPT = 8;
+
+interface PlanOnDevice extends Plan {
+  readonly allocation: Allocation;
+}
+
+export class DecodeCalls {
+  readonly #machine: Machine;
+  readonly #tuner: Tuner;
+  readonly #tensor: (id: TensorId) => Storage;
+  readonly #plans = new Map<string, PlanOnDevice>();
+  /** The last plan whose block table is no tensor: the layers of one submission share it. */
+  #bare: { readonly submission: Submission; readonly table: Int32Array; readonly key: string; readonly plan: PlanOnDevice } | undefined;
+  /** By the numbers of a call that they depend on. */
+  readonly #configs = new Map<string, DecodeConfig>();
+  #partials: Allocation | undefined;
+
+  constructor(machine: Machine, tuner: Tuner, tensor: (id: TensorId) => Storage) {
+    this.#machine = machine;
+    this.#tuner = tuner;
+    this.#tensor = tensor;
+  }
+
+  /** @throws MlaError limit-exceeded, destroyed */
+  encode(op: DecodeOp, schedule: ScheduleInfo, submission: Submission): void {
+    const { bindGroups, kernels: cache, traits } = this.#machine;
+    const most = traits.limits.maxComputeWorkgroupsPerDimension;
+    const kv = this.#tensor(op.kvCache);
+    const rows = (op.sQ * op.hQ) / op.hKv;
+    const config = this.#config(op, rows);
+    const grid = decodeGrid(op, config, op.metadata.parts);
+    if (Math.max(...grid, op.sQ * op.hQ, op.b) > most) {
+      throw new MlaError('limit-exceeded', 'problem too large for one dispatch', { argument: 'q', expected: `at most ${most} rows (s_q * h_q) and sequences`, got: `${op.sQ * op.hQ} rows, ${op.b} sequences` });
+    }
+    const kernels = decodeKernels(cache, op, config, traits, kv);
+    const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
+    const plan = this.#plan(op, submission);
+    const partials = this.#partialsOf(op, rows, schedule, submission);
+    encodeDecode(submission.pass, bindGroups, kernels, op, config, traits, plan, { q, plan: plan.allocation.buffer, partials, out, lse, kv: kv.buffers });
+  }
+
+  /** What is chosen may be another thing now. */
+  retuned(): void {
+    this.#configs.clear();
+  }
+
+  /** A tensor is gone, and the plans made of it are. */
+  forget(id: TensorId): void {
+    for (const [key, { allocation }] of this.#plans) {
+      if (!key.startsWith(`${id}/`)) continue;
+      this.#machine.memory.release(allocation);
+      this.#plans.delete(key);
+    }
+  }
+
+  clear(): void {
+    this.#plans.clear();
+    this.#bare = undefined;
+  }
+
+  /** @throws MlaError limit-exceeded */
+  #config(op: DecodeOp, rows: number): DecodeConfig {
+    const key = `${op.dtype}/${op.dQk}/${op.dV}/${rows}/${op.hKv}`;
+    const known = this.#configs.get(key);
+    if (known) return known;
+    const tuned = this.#tuner.config(classOf(op))?.key;
+    const { config, rejected } = chooseDecodeConfig(op, rows, this.#machine.traits, tuned);
+    if (!config) {
+      throw new MlaError('limit-exceeded', 'no kernel configuration fits this device', { argument: 'q', expected: 'limits that one configuration fits', got: rejected.join('; ') });
+    }
+    this.#configs.set(key, config);
+    return config;
+  }
+
+  #plan(op: DecodeOp, submission: Submission): PlanOnDevice {
+    const rest = `${op.metadataId}/${op.sQ}/${op.dV}/${op.softmaxScale}/${op.causal}`;
+    if (typeof op.blockTable !== 'number') {
+      if (this.#bare?.submission === submission && this.#bare.table === op.blockTable && this.#bare.key === rest) return this.#bare.plan;
+      const plan = this.#upload(makePlan(op, op.blockTable));
+      submission.release(plan.allocation);
+      this.#bare = { submission, table: op.blockTable, key: rest, plan };
+      return plan;
+    }
+    // Only a block table that is a tensor is known to hold the same numbers the next time.
+    const key = `${op.blockTable}/${rest}`;
+    const known = this.#plans.get(key);
+    if (known) return known;
+    const plan = this.#upload(makePlan(op, this.#tensor(op.blockTable).host!));
+    if (this.#plans.size >= PLANS_KEPT) {
+      const [oldest, { allocation }] = this.#plans.entries().next().value!;
+      submission.release(allocation);
+      this.#plans.delete(oldest);
+    }
+    this.#plans.set(key, plan);
+    return plan;
+  }
+
+  #upload(plan: Plan): PlanOnDevice {
+    const { gpu, memory } = this.#machine;
+    const allocation = memory.storage(roomToGrow(plan.words.byteLength), 'plan');
+    gpu.device.queue.writeBuffer(allocation.buffer, 0, plan.words);
+    return { ...plan, allocation };
+  }
+
+  /**
+   * Scratch for partial results, as large as the most parts that this shape can be cut into, so that it does not grow
+   * as sequences do.
+   */
+  #partialsOf(op: DecodeOp, rows: number, schedule: ScheduleInfo, submission: Submission): GPUBuffer {
+    const parts = Math.max(op.metadata.parts, partsTarget(schedule, rows, op.hKv));
+    const bytes = partialBytes(parts, op);
+    if (!this.#partials || this.#partials.buffer.size < bytes) {
+      const larger = this.#machine.memory.storage(bytes, 'partials');
+      // Nothing else will ask for its size again.
+      if (this.#partials) submission.discard(this.#partials);
+      this.#partials = larger;
+    }
+    return this.#partials.buffer;
+  }
+}

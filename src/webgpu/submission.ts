@@ -1,0 +1,56 @@
+/** One submission of one compute pass, and what is to be given back once it is on its way. */
+import type { DeviceTraits } from './config.ts';
+import type { BindGroups } from './bind-groups.ts';
+import type { GpuContext } from './device.ts';
+import type { KernelCache } from './kernel.ts';
+import type { Allocation, DeviceMemory } from './memory.ts';
+
+/** What work is encoded with. */
+export interface Machine {
+  readonly gpu: GpuContext;
+  readonly memory: DeviceMemory;
+  readonly kernels: KernelCache;
+  readonly bindGroups: BindGroups;
+  readonly traits: DeviceTraits;
+}
+
+export class Submission {
+  readonly pass: GPUComputePassEncoder;
+  readonly #machine: Machine;
+  readonly #released: Allocation[] = [];
+  readonly #discarded: Allocation[] = [];
+
+  private constructor(machine: Machine, pass: GPUComputePassEncoder) {
+    this.#machine = machine;
+    this.pass = pass;
+  }
+
+  /** Encodes and submits. Where `encode` throws nothing is submitted. */
+  static run(machine: Machine, label: string, timing: Pick<GPUComputePassDescriptor, 'timestampWrites'>, encode: (submission: Submission) => void): void {
+    const { device } = machine.gpu;
+    const encoder = device.createCommandEncoder({ label });
+    const submission = new Submission(machine, encoder.beginComputePass({ label, ...timing }));
+    try {
+      encode(submission);
+      submission.pass.end();
+      device.queue.submit([encoder.finish()]);
+    } finally {
+      submission.#end();
+    }
+  }
+
+  /** Gives memory back: not before the submission, for what is written into it meanwhile would be there for all of it. */
+  release(allocation: Allocation): void {
+    this.#released.push(allocation);
+  }
+
+  /** Frees memory that the submission may use. */
+  discard(allocation: Allocation): void {
+    this.#discarded.push(allocation);
+  }
+
+  #end(): void {
+    for (const allocation of this.#released) this.#machine.memory.release(allocation);
+    for (const allocation of this.#discarded) this.#machine.memory.discard(allocation);
+  }
+}
