@@ -10,6 +10,7 @@ import { fileStore } from './tune-file.ts';
 import { createWebGpuBackend } from './webgpu/backend.ts';
 
 export * from './index.ts';
+export { folderSource } from './model/folder-source.ts';
 
 export interface NodeCreateOptions extends CreateOptions, CudaOptions {
   /** Toggles for Dawn's `create`, such as 'backend=vulkan' or 'enable-dawn-features=...', in place of `DAWN_TOGGLES`. */

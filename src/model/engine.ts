@@ -67,7 +67,7 @@ export class Engine {
   readonly #chunk: number;
   #requests: Request[] = [];
   #nextId = 0;
-  #loop: Promise<void> | undefined;
+  #running = false;
   #ended: MlaError | undefined;
 
   /** @param chunk most prompt tokens a step */
@@ -96,14 +96,14 @@ export class Engine {
       this.#close(request);
       request.out.fail(aborted());
     }, { once: true });
-    this.#loop ??= this.#run();
+    if (!this.#running) void this.#run();
     return request.out;
   }
 
   /** Ends all requests. */
-  destroy(error = new MlaError('destroyed', 'this decoder was destroyed')): void {
+  destroy(error: MlaError = new MlaError('destroyed', 'this decoder was destroyed')): void {
     this.#ended = error;
-    for (const request of [...this.#requests]) {
+    for (const request of this.#requests) {
       this.#close(request);
       request.out.fail(error);
     }
@@ -136,7 +136,9 @@ export class Engine {
     this.#runner.cache.free(request.sequence);
   }
 
+  /** Steps until nobody is left. Never rejects. */
   async #run(): Promise<void> {
+    this.#running = true;
     try {
       while (this.#requests.length > 0) {
         // A turn for whoever is waiting: to join, to leave.
@@ -145,13 +147,13 @@ export class Engine {
       }
     } catch (cause) {
       const error = cause instanceof MlaError ? cause : new MlaError('internal', (cause as Error).message, { cause });
-      for (const request of [...this.#requests]) {
+      for (const request of this.#requests) {
         this.#close(request);
         request.out.fail(error);
       }
     } finally {
-      this.#loop = undefined;
-      if (this.#requests.length > 0) this.#loop = this.#run();
+      this.#running = false;
+      if (this.#requests.length > 0) void this.#run();
     }
   }
 
