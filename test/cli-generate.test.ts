@@ -1,0 +1,61 @@
+/** `flashmla-web generate` on the cpu: text, figures, and what it refuses. */
+import { cp, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { run } from '../src/cli/run.ts';
+import { fakeContext } from './fake-context.ts';
+
+let model: string;
+beforeAll(async () => {
+  model = await mkdtemp(join(tmpdir(), 'flashmla-generate-'));
+  await cp(join(import.meta.dirname, 'fixtures/models/tiny-v2'), model, { recursive: true });
+  await cp(join(import.meta.dirname, 'model/tokenizer.json'), join(model, 'tokenizer.json'));
+});
+afterAll(() => rm(model, { recursive: true, force: true }));
+
+async function generate(...args: string[]): Promise<{ status: number; out: string; err: string }> {
+  const context = fakeContext();
+  const status = await run(['generate', ...args], context);
+  return { status, out: context.out, err: context.err };
+}
+
+describe('generate', () => {
+  it('writes the text as it comes, then figures', async () => {
+    const { status, out, err } = await generate(model, '--prompt', 'Once upon', '--max-tokens', '12');
+    expect(err).toMatch(/^\d+ tokens; the first after [\d.]+ ms, then [\d.]+ tokens a second \(.*, cpu\)\n$/);
+    expect(status).toBe(0);
+    expect(out.endsWith('\n')).toBe(true);
+  });
+
+  it('--json says the same, and a seed repeats', async () => {
+    const args = [model, '--prompt', 'a', '--max-tokens', '8', '--temperature', '1', '--top-k', '20', '--top-p', '0.9', '--repetition-penalty', '1.2', '--seed', '5', '--json'];
+    const [a, b] = [await generate(...args), await generate(...args)];
+    const [first, second] = [JSON.parse(a.out), JSON.parse(b.out)] as { text: string; tokens: number; backend: string }[];
+    expect(first).toMatchObject({ model, backend: 'cpu', prompt: 'a' });
+    expect(first!.tokens).toBeLessThanOrEqual(8);
+    expect(second!.text).toBe(first!.text);
+  });
+
+  it('runs int8 weights', async () => {
+    expect((await generate(model, '--prompt', 'a', '--max-tokens', '3', '--weights', 'int8')).status).toBe(0);
+  });
+
+  it.each([
+    [[], 'takes one model'], [['x', 'y', '--prompt', 'a'], 'takes one model'], [['MODEL'], '--prompt'], [['MODEL', '--prompt', 'a', '--max-tokens', '0'], '--max-tokens'],
+    [['MODEL', '--prompt', 'a', '--weights', 'int4'], '--weights'], [['MODEL', '--prompt', 'a', '--temperature', '-1'], 'temperature'], [['MODEL', '--prompt', 'a', '--top-p', '0'], 'topP'],
+    [['/no/such/folder', '--prompt', 'a'], 'config.json'],
+  ])('%j: status 2, one line', async (args, named) => {
+    const { status, out, err } = await generate(...args.map((a) => (a === 'MODEL' ? model : a)));
+    expect(status).toBe(2);
+    expect(out).toBe('');
+    expect(err).toMatch(/^flashmla-web generate: [^\n]*\n$/);
+    expect(err).toContain(named);
+  });
+
+  it('a prompt longer than the cache: status 1, and says what there is room for', async () => {
+    const { status, err } = await generate(model, '--prompt', 'x y '.repeat(200), '--context', '64');
+    expect(status).toBe(1);
+    expect(err).toContain('at most 64 tokens');
+  });
+});
