@@ -51,4 +51,4 @@ export function writes(name: string, element: StorageBinding['element']): Storag
 
 /** The bindings that StepEncoder fills in. */
 export const PARAMS = { access: 'params' } as const;
-export const ARGS = reads('args', 'u32');
+export const ARGS: StorageBinding = reads('args', 'u32');
