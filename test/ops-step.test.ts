@@ -2,12 +2,14 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { encode16 } from '../src/bf16.ts';
 import type { DecodeArgs, Mla, MlaTensor, PagedKvCache, SequenceId } from '../src/mla.ts';
+import { createMla } from '../src/node.ts';
 import type { StepOp } from '../src/ops.ts';
 import { runOps, type StepNames } from '../src/run-ops.ts';
 import { expectRefusal } from './check.ts';
 import { countCalls, type CallCounter } from './count-calls.ts';
 import { makeMla, opsBackends } from './ops-bench.ts';
 import { Random } from './random.ts';
+import { softwareGpu } from './software-adapter.ts';
 
 // Narrow heads compile soonest.
 const [D_V, ROPE, BLOCK, H_Q] = [32, 16, 16, 8];
@@ -83,10 +85,19 @@ describe.each(opsBackends)('attention in a step, %s', (backend) => {
     expect(kv.subarray(slots[0]! * WIDTH, (slots[0]! + 1) * WIDTH)).toEqual(await latent.readBits());
   });
 
-  test('is timed', async () => {
+  test('is timed, what was refused left out', async () => {
     const args = await call(await filled(100));
-    const { ms } = await mla.time(() => runOps(mla, (names) => [decodeOp(mla, names, args)]));
+    const { ms } = await mla.time(async () => {
+      await runOps(mla, (names) => [decodeOp(mla, names, args)]);
+      // Odd rows of bf16: what WGSL does not write; cpu does.
+      const refused = runOps(mla, (names) => [{
+        op: 'rope', tokens: 1, heads: 1, n: 2, x: { tensor: names.id(args.lse, 'lse'), stride: 2, group: 0, offset: 0 }, angles: Float32Array.of(1, 0),
+        out: { tensor: names.id(args.out, 'out'), stride: 3, group: 0, offset: 1 },
+      }]);
+      if (backend !== 'cpu') await expectRefusal(() => refused, 'invalid-argument', 'out');
+    });
     expect(ms).toBeGreaterThan(0);
+    expect(ms).toBeLessThan(10_000);
   });
 });
 
@@ -184,5 +195,12 @@ describe('steps on webgpu', () => {
     })), 'invalid-argument', 'out');
     expect(calls.counts.get('GPUQueue.submit')).toBeUndefined();
     expect(await a.read()).toEqual(before);
+  });
+
+  test('a weight larger than a binding is refused by its shape', async () => {
+    const small = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), tune: 'off', limits: 'default' });
+    const rows = small.info.limits['maxStorageBufferBindingSize']! / 4096 + 1;
+    await expectRefusal(() => small.tensor({ data: new Float32Array(rows * 1024), shape: [rows, 1024], dtype: 'f32' }), 'limit-exceeded', `f32 [${rows}, 1024]`);
+    await small.destroy();
   });
 });

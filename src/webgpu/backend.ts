@@ -122,13 +122,13 @@ class WebGpuBackend implements Backend {
 
   decode(op: DecodeOp): void {
     this.#gpu.check();
-    Submission.run(this.#machine, 'decode', this.#timer.pass(), (submission) => this.#decodes.encode(op, this.info.schedule, submission));
+    Submission.run(this.#machine, 'decode', this.#timer, (submission) => this.#decodes.encode(op, this.info.schedule, submission));
     this.tuner.called(classOf(op), this.#tensor(op.kvCache));
   }
 
   run(ops: readonly StepOp[]): void {
     this.#gpu.check();
-    Submission.run(this.#machine, 'step', this.#timer.pass(), (submission) => this.#step.encode(ops, submission, (op) => this.#decodes.encode(op, this.info.schedule, submission)));
+    Submission.run(this.#machine, 'step', this.#timer, (submission) => this.#step.encode(ops, submission, (op) => this.#decodes.encode(op, this.info.schedule, submission)));
     for (const op of ops) if (op.op === 'decode') this.tuner.called(classOf(op), this.#tensor(op.kvCache));
   }
 
@@ -139,7 +139,7 @@ class WebGpuBackend implements Backend {
 
   append(op: AppendOp): void {
     this.#gpu.check();
-    Submission.run(this.#machine, 'append', {}, (submission) => encodeAppend(op, this.#machine, this.#lookup, submission));
+    Submission.run(this.#machine, 'append', undefined, (submission) => encodeAppend(op, this.#machine, this.#lookup, submission));
   }
 
   copyBlocks({ kvCache, pairs }: CopyBlocksOp): void {

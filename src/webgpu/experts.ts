@@ -21,7 +21,7 @@ export function experts(op: ExpertsOp, { kernels, traits, buffer }: Launching): 
     () => [PARAMS, vectors.binding, ...rows.bindings, reads('ids', 'u32'), ...(gather ? [reads('weights', 'f32')] : []), writes('out', 'f32')],
     () => {
       const values = { THREADS: threads, LANES: lanes, ROWS: config.rows, VALUES: config.rows, UNIT: rows.unit, QUADS: rows.unit / 4, GATHER: gather };
-      return [constants(values), rows.source, vectors.source, laneSource, expand(source, values)].join('\n');
+      return [constants(values), rows.source(), vectors.source(), laneSource, expand(source, values)].join('\n');
     },
   );
   const grid = [gather ? tokens : tokens * topK, Math.ceil(n / tileRows(config)), 1] as const;

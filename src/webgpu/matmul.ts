@@ -28,7 +28,7 @@ export function matmul(op: MatmulOp, { kernels, traits, buffer }: Launching): Di
         THREADS: threads, LANES: lanes, ROWS: config.rows, TOKENS: config.tokens, VALUES: config.rows * config.tokens, UNIT: rows.unit, QUADS: rows.unit / 4,
         STORE: outBf16 ? 2 : 1, OUT_BF16: outBf16, ACCUMULATE: store === 'add', IS_BF16: true,
       };
-      return [constants(values), bf16Source, rows.source, vectors.source, laneSource, expand(source, values)].join('\n');
+      return [constants(values), bf16Source, rows.source(), vectors.source(), laneSource, expand(source, values)].join('\n');
     },
   );
   const grid = [Math.ceil(tokens / config.tokens), Math.ceil(n / tileRows(config)), groups] as const;

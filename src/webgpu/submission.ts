@@ -4,6 +4,7 @@ import type { BindGroups } from './bind-groups.ts';
 import type { GpuContext } from './device.ts';
 import type { KernelCache } from './kernel.ts';
 import type { Allocation, DeviceMemory } from './memory.ts';
+import type { Timer } from './timer.ts';
 
 /** What work is encoded with. */
 export interface Machine {
@@ -25,15 +26,18 @@ export class Submission {
     this.pass = pass;
   }
 
-  /** Encodes and submits. Where `encode` throws nothing is submitted. */
-  static run(machine: Machine, label: string, timing: Pick<GPUComputePassDescriptor, 'timestampWrites'>, encode: (submission: Submission) => void): void {
+  /** Encodes and submits. Where `encode` throws nothing is submitted. @param timer what measures it, if anything does */
+  static run(machine: Machine, label: string, timer: Timer | undefined, encode: (submission: Submission) => void): void {
     const { device } = machine.gpu;
     const encoder = device.createCommandEncoder({ label });
-    const submission = new Submission(machine, encoder.beginComputePass({ label, ...timing }));
+    const submission = new Submission(machine, encoder.beginComputePass({ label, ...timer?.pass() }));
     try {
       encode(submission);
       submission.pass.end();
       device.queue.submit([encoder.finish()]);
+    } catch (error) {
+      timer?.takeBack();
+      throw error;
     } finally {
       submission.#end();
     }

@@ -48,6 +48,11 @@ export class Timer {
     return { timestampWrites: { querySet: this.#queries, beginningOfPassWriteIndex: at, endOfPassWriteIndex: at + 1 } };
   }
 
+  /** The last pass was not submitted: its queries hold nothing. */
+  takeBack(): void {
+    if (this.#passes > 0) this.#passes--;
+  }
+
   async end(): Promise<{ ms: number; source: 'device' | 'wall' }> {
     const passes = this.#passes;
     this.#passes = -1;

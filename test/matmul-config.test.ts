@@ -1,0 +1,38 @@
+/** How products are cut: pure, for any shape and kind of device. */
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { matmulConfig, tileRows } from '../src/webgpu/matmul-config.ts';
+import { weightReader } from '../src/webgpu/weight.ts';
+
+/** WebGPU's defaults. */
+const [MOST_THREADS, MOST_BYTES] = [256, 16384];
+
+test('every shape is cut into what any device can do', () => {
+  fc.assert(fc.property(fc.constantFrom('gpu', 'software'), fc.integer({ min: 1, max: 4096 }), fc.integer({ min: 1, max: 4096 }), fc.integer({ min: 1, max: 200_000 }), (kind, tokens, units, outputs) => {
+    const config = matmulConfig(kind, tokens, units, outputs);
+    const { threads, lanes, rows } = config;
+    expect(threads).toBeLessThanOrEqual(MOST_THREADS);
+    expect(threads * rows * config.tokens * 4).toBeLessThanOrEqual(MOST_BYTES);
+    expect(threads % lanes).toBe(0);
+    expect(lanes & (lanes - 1)).toBe(0);
+    expect(rows % 2).toBe(0);
+    expect(tileRows(config) * lanes).toBe(threads * rows);
+  }));
+});
+
+test('one token is not computed several times, and eight share a load', () => {
+  expect([1, 2, 3, 8, 64].map((tokens) => matmulConfig('gpu', tokens, 256, 20_000).tokens)).toEqual([1, 2, 4, 8, 8]);
+});
+
+test('few rows are cut finer along k; short ones are not cut below a unit', () => {
+  expect(matmulConfig('gpu', 1, 1024, 576).lanes).toBe(128);
+  expect(matmulConfig('gpu', 1, 1024, 20_000).lanes).toBe(32);
+  expect(matmulConfig('gpu', 1, 16, 512 * 128).lanes).toBe(16);
+});
+
+test('weights are read 16 bytes at a time where their rows allow it', () => {
+  const units = (form: 'bf16' | 'int8' | 'f32', ks: readonly number[]): number[] => ks.map((k) => weightReader({ form }, k).unit);
+  expect(units('bf16', [7168, 24, 36, 37])).toEqual([8, 8, 4, 4]);
+  expect(units('int8', [7168, 48, 36])).toEqual([16, 16, 4]);
+  expect(units('f32', [7168, 36, 37])).toEqual([4, 4, 4]);
+});
