@@ -134,7 +134,7 @@ class Upload {
     if (this.#form === 'bf16' || k % 4 !== 0) return { form: 'bf16', data: await this.#put(bits, shape, 'bf16'), scales: undefined };
     const { data, scales } = quantizeRows(decode16('bf16', bits), k);
     const rows = shape.slice(0, -1);
-    return { form: 'int8', data: await this.#put(data, [...rows, k / 4], 'i32'), scales: await this.#put(scales, rows, 'f32') };
+    return { form: 'int8', data: await this.#put(data, [shape.length === 2 ? 1 : shape[0]!, ...rows.slice(-1), k / 4], 'i32'), scales: await this.#put(scales, rows, 'f32') };
   }
 
   async #put(data: Uint16Array | Float32Array | Int32Array, shape: readonly number[], dtype: 'bf16' | 'f32' | 'i32'): Promise<number> {
