@@ -111,6 +111,16 @@ describe.each(['cpu', 'webgpu'] as const)('%s', (backend) => {
       decoder.cache.free(sequence);
     });
 
+    test('a prompt longer than a step, then two texts in one batch', async () => {
+      const source = folderSource(join(FIXTURES, name));
+      const small = await loadDecoder(mla, source, await readConfig(source), { maxTokens: 32 });
+      const [first, second] = [small.cache.createSequence(), small.cache.createSequence()];
+      expect(await small.step([{ sequence: first, ids: want.prompt.slice(0, 10) }], [undefined])).toEqual([undefined]);
+      const both = [{ sequence: first, ids: want.prompt.slice(10) }, { sequence: second, ids: want.prompt }];
+      expect(await small.step(both, [GREEDY, GREEDY])).toEqual([want.greedy[0], want.greedy[0]]);
+      small.destroy();
+    });
+
     test('gives back what it took', async () => {
       const held: number[] = [];
       for (let i = 0; i < 2; i++) {

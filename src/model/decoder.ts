@@ -51,7 +51,7 @@ export class Decoder implements StepRunner {
   static async create(mla: Mla, shape: DecoderShape, weights: LoadedWeights, cache: PagedKvCache, maxTokens: number): Promise<Decoder> {
     const workspace = new Workspace(mla);
     try {
-      return new Decoder(mla, shape, weights, cache, maxTokens, workspace, await makeScratch( workspace, shape, weights, maxTokens));
+      return new Decoder(mla, shape, weights, cache, maxTokens, workspace, await makeScratch(workspace, shape, weights, maxTokens));
     } catch (error) {
       workspace.destroy();
       throw error;
@@ -72,8 +72,7 @@ export class Decoder implements StepRunner {
   async step(entries: readonly StepEntry[], requests: readonly (SampleRequest | undefined)[]): Promise<(number | undefined)[]> {
     const plan = planStep(entries, this.maxTokens);
     const asked = entries.map((_, i) => i).filter((i) => requests[i] !== undefined);
-    const logits = await this.#tensor('sample logits', 'f32', [asked.length === 0 ? 1 : this.maxTokens, this.shape.vocab]);
-    await this.#run(plan, entries, () => (asked.length === 0 ? [] : this.#sampling(plan, asked, requests, logits)));
+    await this.#run(plan, entries, () => (asked.length === 0 ? [] : this.#sampling(plan, asked, requests)));
     const chosen: (number | undefined)[] = entries.map(() => undefined);
     if (asked.length === 0) return chosen;
     const ids = (await this.#scratch.chosen.read()) as Int32Array;
@@ -147,7 +146,7 @@ export class Decoder implements StepRunner {
   }
 
   /** The rows that are asked for, normed, through the head, and chosen from. */
-  #sampling(plan: StepPlan, asked: readonly number[], requests: readonly (SampleRequest | undefined)[], logits: TensorId): StepOp[] {
+  #sampling(plan: StepPlan, asked: readonly number[], requests: readonly (SampleRequest | undefined)[]): StepOp[] {
     const { vocab, dims: { hidden, eps } } = this.shape;
     const s = this.#scratch;
     const count = asked.length;
@@ -161,9 +160,9 @@ export class Decoder implements StepRunner {
     return [
       { op: 'takeRows', rows: Int32Array.from(asked, (i) => plan.lastRows[i]!), n: hidden, x: s.x, out: s.last },
       norm(count, hidden, s.last, this.#weights.norm, eps, s.last),
-      matmul(count, vocab, hidden, plain(s.last, hidden), this.#weights.head, plain(logits, vocab)),
+      matmul(count, vocab, hidden, plain(s.last, hidden), this.#weights.head, plain(s.logits, vocab)),
       {
-        op: 'sample', vocab, logits, seen: Int32Array.from(seen), seenStart, out: idOf(s.chosen),
+        op: 'sample', vocab, logits: s.logits, seen: Int32Array.from(seen), seenStart, out: idOf(s.chosen),
         rows: asked.map((i) => {
           const { temperature, topK, topP, repetitionPenalty, random } = requests[i]!;
           return { temperature, topK, topP, repetitionPenalty, random };
@@ -212,13 +211,15 @@ interface Scratch {
   readonly x: TensorId;
   /** f32 [T, hidden]: the rows that logits are wanted of. */
   readonly last: TensorId;
+  /** f32 [T, vocab]: of those rows. */
+  readonly logits: TensorId;
   /** i32 [T]. */
   readonly chosen: MlaTensor;
   readonly mla: MlaScratch;
   readonly ffn: FfnScratch;
 }
 
-async function makeScratch(workspace: Workspace, { dims }: DecoderShape, { layers }: LoadedWeights, most: number): Promise<Scratch> {
+async function makeScratch(workspace: Workspace, { vocab, dims }: DecoderShape, { layers }: LoadedWeights, most: number): Promise<Scratch> {
   const { hidden, heads, qLoraRank, kvLoraRank, nope, rope, value } = dims;
   const moe = layers.flatMap(({ ffn }) => (ffn.kind === 'moe' ? [ffn.weights] : []));
   const dense = layers.flatMap(({ ffn }) => (ffn.kind === 'dense' ? [ffn.weights] : [])).concat(moe.flatMap(({ shared }) => shared ?? []));
@@ -231,6 +232,7 @@ async function makeScratch(workspace: Workspace, { dims }: DecoderShape, { layer
   return {
     x: await f32('x', hidden),
     last: await f32('last', hidden),
+    logits: await f32('logits', vocab),
     chosen: await workspace.get('chosen', 'i32', [most]),
     mla: {
       normed, qLow: await f32('q low', qLoraRank ?? 1), q: await f32('q', heads * (nope + rope)), kv: await f32('kv', kvLoraRank + rope),
