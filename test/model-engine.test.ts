@@ -1,4 +1,5 @@
 /** Continuous batching with a decoder that only counts: who is in which step, what is shared, and that nothing is left behind. */
+import { getEventListeners } from 'node:events';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Mla, PagedKvCache } from '../src/mla.ts';
 import { createMla } from '../src/index.ts';
@@ -121,6 +122,14 @@ describe('engine', () => {
     expect(runner.cache.stats().freeBlocks).toBe(4);
     expect(() => engine.generate([1], options(1, { signal: controller.signal }))).toThrow(expect.objectContaining({ code: 'aborted' }));
     expect(await all(engine.generate([9], options(1)))).toEqual([10]);
+  });
+
+  test('a signal that outlives its texts keeps none of them', async () => {
+    const engine = new Engine(await counter(4), 8);
+    const { signal } = new AbortController();
+    expect(await all(engine.generate([1], options(2, { signal })))).toEqual([2, 3]);
+    for await (const id of engine.generate([1], options(9, { signal }))) if (id === 3) break;
+    expect(getEventListeners(signal, 'abort')).toEqual([]);
   });
 
   test('a prompt longer than the pool is refused, a text that outgrows it fails alone', async () => {

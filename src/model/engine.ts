@@ -57,6 +57,7 @@ interface Request {
   /** Tokens whose rows are in the cache. */
   written: number;
   readonly out: Channel<number>;
+  readonly onAbort: () => void;
 }
 
 /** Fewest tokens in common that are worth a fork. */
@@ -89,13 +90,10 @@ export class Engine {
     const { sequence, written } = this.#open(prompt);
     const request: Request = {
       id: this.#nextId++, tokens: [...prompt], promptLength: prompt.length, sequence, options, random: seededRandom(options.seed ?? 0), written,
-      out: new Channel(() => this.#close(request)),
+      out: new Channel(() => this.#close(request)), onAbort: () => this.#close(request, aborted()),
     };
     this.#requests.push(request);
-    options.signal?.addEventListener('abort', () => {
-      this.#close(request);
-      request.out.fail(aborted());
-    }, { once: true });
+    options.signal?.addEventListener('abort', request.onAbort);
     if (!this.#running) void this.#run();
     return request.out;
   }
@@ -103,10 +101,7 @@ export class Engine {
   /** Ends all requests. */
   destroy(error: MlaError = new MlaError('destroyed', 'this decoder was destroyed')): void {
     this.#ended = error;
-    for (const request of this.#requests) {
-      this.#close(request);
-      request.out.fail(error);
-    }
+    for (const request of this.#requests) this.#close(request, error);
   }
 
   /** A sequence for a prompt, with what it has in common with a running one already there. */
@@ -130,10 +125,13 @@ export class Engine {
     return { sequence, written: common };
   }
 
-  #close(request: Request): void {
+  /** Ends a request, if it has not ended: with an error where there is one. */
+  #close(request: Request, error?: MlaError): void {
     if (!this.#requests.includes(request)) return;
     this.#requests = this.#requests.filter((r) => r !== request);
+    request.options.signal?.removeEventListener('abort', request.onAbort);
     this.#runner.cache.free(request.sequence);
+    request.out.finish(error);
   }
 
   /** Steps until nobody is left. Never rejects. */
@@ -147,10 +145,7 @@ export class Engine {
       }
     } catch (cause) {
       const error = cause instanceof MlaError ? cause : new MlaError('internal', (cause as Error).message, { cause });
-      for (const request of this.#requests) {
-        this.#close(request);
-        request.out.fail(error);
-      }
+      for (const request of this.#requests) this.#close(request, error);
     } finally {
       this.#running = false;
       if (this.#requests.length > 0) void this.#run();
@@ -166,9 +161,7 @@ export class Engine {
     } catch (error) {
       if (!(error instanceof MlaError) || error.code !== 'pool-exhausted') throw error;
       // The request that came last gives way; alone, it does not fit at all.
-      const last = this.#requests[this.#requests.length - 1]!;
-      this.#close(last);
-      last.out.fail(error);
+      this.#close(this.#requests[this.#requests.length - 1]!, error);
       return;
     }
     work.forEach((request, i) => {
@@ -179,15 +172,11 @@ export class Engine {
       if (id === undefined) return;
       if (request.options.eos.has(id)) {
         this.#close(request);
-        request.out.end();
         return;
       }
       request.tokens.push(id);
       request.out.push(id);
-      if (request.tokens.length - request.promptLength >= request.options.maxTokens) {
-        this.#close(request);
-        request.out.end();
-      }
+      if (request.tokens.length - request.promptLength >= request.options.maxTokens) this.#close(request);
     });
   }
 
@@ -245,15 +234,8 @@ class Channel<T> implements AsyncIterableIterator<T> {
     else this.#values.push(value);
   }
 
-  end(): void {
-    this.#finish(undefined);
-  }
-
-  fail(error: Error): void {
-    this.#finish(error);
-  }
-
-  #finish(error: Error | undefined): void {
+  /** No more values: the end, or an error once those that came are taken. */
+  finish(error?: Error): void {
     if (this.#done) return;
     this.#done = true;
     this.#error = error;
@@ -276,7 +258,7 @@ class Channel<T> implements AsyncIterableIterator<T> {
 
   return(): Promise<IteratorResult<T>> {
     this.#values.length = 0;
-    this.end();
+    this.finish();
     this.#onReturn();
     return Promise.resolve({ value: undefined, done: true });
   }
