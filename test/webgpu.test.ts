@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { MlaError } from '../src/errors.ts';
 import type { Mla } from '../src/mla.ts';
 import { createMla } from '../src/node.ts';
-import { KERNEL_TIERS, type Tier } from '../src/webgpu/tier.ts';
+import { TIERS, type Tier } from '../src/webgpu/tier.ts';
 import { few, software } from './case-lists.ts';
 import { conformance } from './conformance.ts';
 import { againstOracle } from './conformance/decode.ts';
@@ -28,7 +28,7 @@ async function otherTiers(): Promise<Tier[]> {
   const best = await makeMla();
   await best.destroy();
   const found: Tier[] = [];
-  for (const tier of KERNEL_TIERS) if (tier !== best.info.tier && (await works(tier))) found.push(tier);
+  for (const tier of TIERS) if (tier !== best.info.tier && (await works(tier))) found.push(tier);
   return found;
 }
 

@@ -5,7 +5,7 @@
  * Tensors are read a few MiB at a time: memory holds what is asked for and one such piece.
  */
 import { MlaError, shapeText } from '../errors.ts';
-import { applyScales, f32ToBf16, isWeightDType, toBf16Bits, toF32, WEIGHT_DTYPES, type BlockScales, type ReadArrays, type ReadAs } from './convert.ts';
+import { applyScales, arrayFor, f32ToBf16, isWeightDType, toBf16Bits, toF32, WEIGHT_DTYPES, type BlockScales, type ReadArrays, type ReadAs } from './convert.ts';
 import { readEntries, type CheckpointEntry } from './shards.ts';
 import { checkAborted, type ModelSource } from './source.ts';
 import type { Stack, TensorSpec } from './weights.ts';
@@ -113,7 +113,7 @@ export class Checkpoint {
     const step = Math.max(1, Math.floor(READ_ELEMENTS / Math.max(1, columns)));
     // One piece needs no array to be put together in.
     if (to - from <= step) return this.#readRows(entry, from, to, as, signal);
-    const all = new (as === 'bf16' ? Uint16Array : Float32Array)((to - from) * columns) as ReadArrays[A];
+    const all = arrayFor(as, (to - from) * columns);
     for (let row = from; row < to; row += step) {
       all.set(await this.#readRows(entry, row, Math.min(row + step, to), as, signal), (row - from) * columns);
     }

@@ -9,6 +9,10 @@ export interface ReadArrays {
   readonly f32: Float32Array<ArrayBuffer>;
 }
 
+export function arrayFor<A extends ReadAs>(as: A, length: number): ReadArrays[A] {
+  return new (as === 'bf16' ? Uint16Array : Float32Array)(length) as ReadArrays[A];
+}
+
 /** Element types that weights are read from. */
 export const WEIGHT_DTYPES = ['BF16', 'F16', 'F32', 'F8_E4M3'] as const;
 export type WeightDType = (typeof WEIGHT_DTYPES)[number];

@@ -14,7 +14,7 @@ import type { MlaWeights } from './mla-layer.ts';
 import { decode16 } from '../bf16.ts';
 import { quantizeRows } from './quantize.ts';
 import { splitKvB, type DecoderWeights, type LayerWeights, type MlpWeights, type Stack } from './weights.ts';
-import type { ReadArrays, ReadAs } from './convert.ts';
+import { arrayFor, type ReadArrays, type ReadAs } from './convert.ts';
 import { makeRope, ropeAngles } from './yarn.ts';
 
 export interface LoadOptions {
@@ -99,8 +99,8 @@ class Upload {
 
   /** A stack whole. */
   async read<A extends ReadAs>({ shape, parts }: Stack, as: A): Promise<ReadArrays[A]> {
-    if (parts.length === 1) return this.#checkpoint.rows(parts[0]!.name, 0, this.#checkpoint.rowCount(parts[0]!.name), as);
-    const all = new (as === 'bf16' ? Uint16Array : Float32Array)(shape.reduce((a, b) => a * b, 1)) as ReadArrays[A];
+    if (parts.length === 1) return this.#checkpoint.readTensor(parts[0]!.name, as);
+    const all = arrayFor(as, shape.reduce((a, b) => a * b, 1));
     let at = 0;
     for await (const { values } of this.#checkpoint.pieces({ shape, parts }, as)) {
       all.set(values, at);

@@ -6,7 +6,7 @@ import { constants, expand } from './kernel.ts';
 import { PARAMS, checkGrid, reads, writes } from './launch.ts';
 import { matmulConfig, tileRows } from './matmul-config.ts';
 import type { Dispatch, Launching } from './step.ts';
-import { vectorReader, weightReader } from './weight.ts';
+import { vectorReader, weightReader, weightTensors } from './weight.ts';
 
 /** @throws MlaError limit-exceeded */
 export function experts(op: ExpertsOp, { kernels, traits, buffer }: Launching): Dispatch {
@@ -28,6 +28,6 @@ export function experts(op: ExpertsOp, { kernels, traits, buffer }: Launching): 
   checkGrid(grid, 'x', traits.limits);
   return {
     label: 'experts', kernel, params: [n, k, topK],
-    buffers: [op.x, weight.data, ...(weight.form === 'int8' ? [weight.scales!] : []), op.ids, ...(gather ? [op.weights] : []), op.out].map(buffer), grid,
+    buffers: [op.x, ...weightTensors(weight), op.ids, ...(gather ? [op.weights] : []), op.out].map(buffer), grid,
   };
 }

@@ -8,7 +8,7 @@ import { constants, expand } from './kernel.ts';
 import { PARAMS, checkGrid, checkPairs, writes } from './launch.ts';
 import { matmulConfig, tileRows } from './matmul-config.ts';
 import type { Dispatch, Launching } from './step.ts';
-import { vectorReader, weightReader } from './weight.ts';
+import { vectorReader, weightReader, weightTensors } from './weight.ts';
 
 /** @throws MlaError limit-exceeded, invalid-argument */
 export function matmul(op: MatmulOp, { kernels, traits, buffer }: Launching): Dispatch {
@@ -35,6 +35,6 @@ export function matmul(op: MatmulOp, { kernels, traits, buffer }: Launching): Di
   checkGrid(grid, 'x', traits.limits);
   return {
     label: 'matmul', kernel, params: [tokens, n, k, x.stride, x.group, x.offset, out.stride, out.group, out.offset],
-    buffers: [x.tensor, weight.data, ...(weight.form === 'int8' ? [weight.scales!] : []), out.tensor].map(buffer), grid,
+    buffers: [x.tensor, ...weightTensors(weight), out.tensor].map(buffer), grid,
   };
 }

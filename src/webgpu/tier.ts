@@ -15,9 +15,6 @@ export type Tier = 'base' | 'subgroup' | 'matrix';
 /** All tiers, best first. */
 export const TIERS: readonly Tier[] = ['matrix', 'subgroup', 'base'];
 
-/** Tiers that there are kernels of. */
-export const KERNEL_TIERS: readonly Tier[] = TIERS;
-
 /** The tier in use and what its self-test found. */
 export interface TierChoice {
   readonly tier: Tier;
@@ -38,7 +35,7 @@ export function checkTier(tier: unknown): asserts tier is Tier | undefined {
  * The best tier that works on this device, or the one asked for.
  * @throws MlaError backend-unavailable (the tier asked for does not work here), device-lost, out-of-memory
  */
-export async function chooseTier(gpu: GpuContext, wanted?: Tier, offered: readonly Tier[] = KERNEL_TIERS): Promise<TierChoice> {
+export async function chooseTier(gpu: GpuContext, wanted?: Tier, offered: readonly Tier[] = TIERS): Promise<TierChoice> {
   const notes: string[] = [];
   const probe = prober(gpu);
   for (const tier of wanted === undefined ? TIERS.filter((t) => offered.includes(t)) : [wanted]) {

@@ -4,6 +4,7 @@
  * A unit is what one load brings of a row of weights: 16 bytes where rows are cut evenly into such, else 4 numbers. Kernels see
  * units as quads of f32.
  */
+import type { TensorId } from '../backend.ts';
 import type { Rows, Weight } from '../ops.ts';
 import { reads } from './launch.ts';
 import type { StorageBinding } from './kernel.ts';
@@ -28,6 +29,11 @@ export function weightReader({ form }: Pick<Weight, 'form'>, k: number): WeightR
   if (form === 'int8') return k % 16 === 0 ? INT8 : INT8_WORDS;
   if (form === 'bf16') return k % 8 === 0 ? BF16 : BF16_RAGGED;
   return k % 4 === 0 ? F32 : F32_RAGGED;
+}
+
+/** What a reader's bindings are bound to. */
+export function weightTensors({ form, data, scales }: Weight): TensorId[] {
+  return form === 'int8' ? [data, scales!] : [data];
 }
 
 const BF16: WeightReader = {
