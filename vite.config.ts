@@ -46,7 +46,12 @@ const demo = {
   root: 'demo',
   base: './',
   publicDir: false as const,
-  build: { target: 'es2022', outDir: '../dist/demo', emptyOutDir: true },
+  build: {
+    target: 'es2022',
+    outDir: '../dist/demo',
+    emptyOutDir: true,
+    rollupOptions: { input: ['index', 'kernel', 'how'].map((page) => join(import.meta.dirname, `demo/${page}.html`)) },
+  },
   worker: { format: 'es' as const },
   // The dev server: sources lie beside the site, and comlink is first met in a worker, too late to be found by itself.
   server: { fs: { allow: ['..'] } },

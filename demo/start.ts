@@ -5,12 +5,12 @@
 import { execFileSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import type { Mla } from '../src/mla.ts';
-import { costOf, BLOCK_SIZE, D_QK, D_V, type Step } from './shape.ts';
-import { bytes, digits, flops, milliseconds, plural, scientific } from './format.ts';
-import { measure } from './measure.ts';
-import { TokenStore } from './token-store.ts';
-import { COSINE_TOLERANCE, LSE_TOLERANCE, OUT_TOLERANCE, type CheckReport } from './check.ts';
-import { poolBlocks } from './batch.ts';
+import { costOf, BLOCK_SIZE, D_QK, D_V, type Step } from './kernel/shape.ts';
+import { bytes, digits, flops, milliseconds, plural, scientific } from './site/format.ts';
+import { measure } from './kernel/measure.ts';
+import { TokenStore } from './kernel/token-store.ts';
+import { COSINE_TOLERANCE, LSE_TOLERANCE, OUT_TOLERANCE, type CheckReport } from './kernel/check.ts';
+import { poolBlocks } from './kernel/batch.ts';
 
 const LENGTHS = [1024, 257, 64, 700];
 const STEP: Step = { heads: 16, sQ: 1, causal: false };

@@ -4,7 +4,7 @@
  * A decode through the paged cache is compared with attention over these rows, so that a wrong block table shows
  * as much as a wrong kernel.
  */
-import { encode16 } from '../src/bf16.ts';
+import { encode16 } from '../../src/bf16.ts';
 import { Checker, type CheckReport } from './check.ts';
 import { referenceDecode, type ReferenceRow } from './reference.ts';
 import { D_QK, D_V, type Step } from './shape.ts';

@@ -1,7 +1,7 @@
 /** The panel about the machine: which backend, on what, why, and what that means. */
-import type { MlaInfo } from '../src/mla.ts';
-import type { Diagnosis } from './diagnosis.ts';
-import { button, byId, el } from './dom.ts';
+import type { MlaInfo } from '../../src/mla.ts';
+import type { Diagnosis } from '../site/diagnosis.ts';
+import { button, byId, el } from '../site/dom.ts';
 
 export interface DeviceActions {
   readonly useCpu: () => void;

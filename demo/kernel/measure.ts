@@ -1,5 +1,5 @@
 /** Time of one decode call: the median of several measurements. */
-import type { Mla } from '../src/mla.ts';
+import type { Mla } from '../../src/mla.ts';
 
 const MOST_RUNS = 15;
 const FEWEST_RUNS = 3;

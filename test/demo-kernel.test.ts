@@ -1,28 +1,19 @@
 /**
- * The demo: its own float64 reference and its pure parts; then the built site in a headless Chromium, on the
- * software adapter and with no WebGPU at all. The site is served from a folder below the root, as a project page is.
+ * The kernel page: its own float64 reference and its pure parts; then the page of the built site, on the software
+ * adapter and with no WebGPU at all.
  */
-import { execFile } from 'node:child_process';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { createServer, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
-import { tmpdir } from 'node:os';
-import { extname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
-import { chromium, type Browser, type Page } from 'playwright-core';
+import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { parseLengths, poolBlocks, presetLengths, refusal, type Preset } from '../demo/batch.ts';
-import { diagnose } from '../demo/diagnosis.ts';
-import { D_QK, D_V } from '../demo/shape.ts';
-import { stretchesOf } from '../demo/stretches.ts';
-import { TokenStore } from '../demo/token-store.ts';
+import { parseLengths, poolBlocks, presetLengths, refusal, type Preset } from '../demo/kernel/batch.ts';
+import { diagnose } from '../demo/site/diagnosis.ts';
+import { D_QK, D_V } from '../demo/kernel/shape.ts';
+import { stretchesOf } from '../demo/kernel/stretches.ts';
+import { TokenStore } from '../demo/kernel/token-store.ts';
 import { decode16, encode16 } from '../src/bf16.ts';
 import { getMlaMetadata } from '../src/schedule.ts';
 import { referenceDecode } from './reference.ts';
+import { Site, count, longestTask, text, type Visit } from './site.ts';
 import { chromiumLaunchOptions } from './software-adapter.ts';
-
-const root = fileURLToPath(new URL('..', import.meta.url));
 
 describe('the demo’s reference', () => {
   const lengths = [300, 0, 65];
@@ -112,52 +103,18 @@ describe('the demo’s decisions', () => {
   });
 });
 
-describe('the built site', () => {
-  let dir: string;
-  let server: Server;
-  let port: number;
+describe('the kernel page', () => {
+  let site: Site;
 
-  beforeAll(async () => {
-    dir = await mkdtemp(join(tmpdir(), 'flashmla-demo-'));
-    const vite = join(root, 'node_modules', 'vite', 'bin', 'vite.js');
-    await promisify(execFile)(process.execPath, [vite, 'build', '--mode', 'demo', '--outDir', dir, '--emptyOutDir', '--logLevel', 'error'], { cwd: root });
-    const types: Record<string, string> = { '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css' };
-    server = createServer(async (request, response) => {
-      const path = new URL(request.url ?? '/', 'http://site').pathname.replace(/\/$/, '/index.html');
-      const body = path.startsWith('/below/') ? await readFile(join(dir, path.slice('/below'.length))).catch(() => undefined) : undefined;
-      response.writeHead(body ? 200 : 404, { 'content-type': types[extname(path)] ?? 'application/octet-stream' }).end(body);
-    });
-    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-    port = (server.address() as AddressInfo).port;
-  });
+  beforeAll(async () => { site = await Site.build(); });
+  afterAll(async () => { await site?.close(); });
 
-  afterAll(async () => {
-    server?.close();
-    if (dir) await rm(dir, { recursive: true, force: true });
-  });
-
-  /** Opens the page in a browser of its own; fails on anything that the console calls an error. */
-  async function visit(launch: { args?: string[]; host?: string; viewport?: { width: number; height: number } }, see: (page: Page, browser: Browser) => Promise<void>): Promise<void> {
-    const options = await chromiumLaunchOptions();
-    const browser = await chromium.launch({ ...options, args: launch.args ?? options.args });
-    try {
-      const page = await browser.newPage({ viewport: launch.viewport ?? { width: 1200, height: 900 } });
-      page.setDefaultTimeout(100_000);
-      const errors: string[] = [];
-      page.on('console', (message) => message.type() === 'error' && errors.push(message.text()));
-      page.on('pageerror', (error) => errors.push(String(error)));
-      await page.goto(`http://${launch.host ?? '127.0.0.1'}:${port}/below/`);
+  const visit = (how: Visit, see: (page: Page, browser: Browser) => Promise<void>): Promise<void> =>
+    site.visit({ path: 'kernel.html', ...how }, async (page, browser) => {
       await status(page, 'Ready');
       await see(page, browser);
-      expect(errors).toEqual([]);
-    } finally {
-      await browser.close();
-    }
-  }
-
+    });
   const status = (page: Page, words: string): Promise<void> => page.locator('#status', { hasText: words }).waitFor({ state: 'attached' });
-  const text = async (page: Page, selector: string): Promise<string> => (await page.locator(selector).textContent()) ?? '';
-  const count = (page: Page, selector: string): Promise<number> => page.locator(selector).count();
   const stats = (page: Page): Promise<string> => text(page, '#cache-stats');
   /** Block tables as the page shows them. */
   const tables = (page: Page): Promise<number[][]> =>
@@ -287,13 +244,3 @@ describe('the built site', () => {
     });
   });
 });
-
-/** Longest task of the page's main thread in a trace: milliseconds of its own processor time, which other programs do not lengthen. */
-function longestTask(trace: Buffer): number {
-  interface TraceEvent { name: string; pid: number; tid: number; tdur?: number; args?: { name?: string } }
-  const { traceEvents } = JSON.parse(trace.toString()) as { traceEvents: TraceEvent[] };
-  const main = new Set(traceEvents.filter((e) => e.name === 'thread_name' && e.args?.name === 'CrRendererMain').map((e) => `${e.pid}/${e.tid}`));
-  const times = traceEvents.filter((e) => main.has(`${e.pid}/${e.tid}`) && e.tdur !== undefined).map((e) => e.tdur! / 1000);
-  expect(times.length).toBeGreaterThan(100);
-  return Math.max(...times);
-}

@@ -1,6 +1,6 @@
 /** What a visitor asks for: presets, free text, and the sizes this page allows. Pure. */
-import type { MlaInfo } from '../src/mla.ts';
-import { count, flops, plural } from './format.ts';
+import type { MlaInfo } from '../../src/mla.ts';
+import { count, flops, plural } from '../site/format.ts';
 import { BLOCK_SIZE, costOf, type Step } from './shape.ts';
 
 export type Preset = 'even' | 'ragged' | 'long' | 'zeros' | 'custom';

@@ -1,11 +1,11 @@
 /** The page: joins the form, the session in its workers, and the pictures. */
-import { MlaError } from '../src/errors.ts';
-import type { BackendName } from '../src/mla.ts';
+import { MlaError } from '../../src/errors.ts';
+import type { BackendName } from '../../src/mla.ts';
 import { powerOf, refusal, type Batch } from './batch.ts';
 import { CacheView } from './cache-view.ts';
 import { DeviceView } from './device-view.ts';
-import { diagnose, diagnoseFailure } from './diagnosis.ts';
-import { button, byId, el, painted } from './dom.ts';
+import { diagnose, diagnoseFailure } from '../site/diagnosis.ts';
+import { button, byId, el, painted } from '../site/dom.ts';
 import { BatchForm } from './form.ts';
 import { ResultView } from './result-view.ts';
 import { ScheduleView } from './schedule-view.ts';

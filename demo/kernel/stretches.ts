@@ -1,5 +1,5 @@
 /** The schedule, sequence by sequence. Pure. */
-import type { MlaMetadata } from '../src/mla.ts';
+import type { MlaMetadata } from '../../src/mla.ts';
 
 /** Consecutive blocks of one sequence that one part takes. */
 export interface Stretch {

@@ -1,9 +1,9 @@
 /** The schedule as a picture: a bar a sequence, as long as its blocks, cut where one part ends and the next begins. */
-import type { MlaMetadata, SequenceId } from '../src/mla.ts';
-import { colorStyle } from './colors.ts';
-import { byId, el, svg } from './dom.ts';
+import type { MlaMetadata, SequenceId } from '../../src/mla.ts';
+import { colorStyle } from '../site/colors.ts';
+import { byId, el, svg } from '../site/dom.ts';
 import { explore, partAttributes } from './explore.ts';
-import { count, plural } from './format.ts';
+import { count, plural } from '../site/format.ts';
 import { stretchesOf, type Stretch } from './stretches.ts';
 
 const HEIGHT = 22;

@@ -4,8 +4,8 @@
  * Besides that it tells the page when the device goes away, and loses it on request, so that a visitor can see
  * what that is like.
  */
-import { createBackend } from '../src/index.ts';
-import { serve } from '../src/worker/index.ts';
+import { createBackend } from '../../src/index.ts';
+import { serve } from '../../src/worker/index.ts';
 import { LOSE_DEVICE, type DeviceLostNotice } from './notices.ts';
 
 let device: GPUDevice | undefined;

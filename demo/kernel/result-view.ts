@@ -1,7 +1,7 @@
 /** What a decode gave: the verdict, the errors beside what is allowed, time and rates. */
 import { COSINE_TOLERANCE, LSE_TOLERANCE, OUT_TOLERANCE } from './check.ts';
-import { byId, el } from './dom.ts';
-import { count, digits, milliseconds, plural, scientific } from './format.ts';
+import { byId, el } from '../site/dom.ts';
+import { count, digits, milliseconds, plural, scientific } from '../site/format.ts';
 import type { DecodeReport, Progress } from './session.ts';
 
 export class ResultView {

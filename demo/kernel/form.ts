@@ -1,10 +1,10 @@
 /** The form: reads a batch, refuses in words what cannot be run, and follows the device's power. */
-import type { BackendName } from '../src/mla.ts';
+import type { BackendName } from '../../src/mla.ts';
 import {
   MOST_HEADS, MOST_QUERIES, MOST_SEQUENCES, blocksOf, formatLengths, parseLengths, presetLengths, refusal, type Batch, type Power, type Preset,
 } from './batch.ts';
-import { byId } from './dom.ts';
-import { bytes, flops, plural } from './format.ts';
+import { byId } from '../site/dom.ts';
+import { bytes, flops, plural } from '../site/format.ts';
 import { BLOCK_SIZE, TOKEN_BYTES, costOf } from './shape.ts';
 
 export interface FormActions {

@@ -1,9 +1,9 @@
 /** The cache as a picture: the pool, each block in the colour of its sequence, and every sequence's block table. */
-import type { PagedKvCache, SequenceId } from '../src/mla.ts';
-import { colorStyle, hueOf } from './colors.ts';
-import { button, byId, el, keepFocus, painted } from './dom.ts';
+import type { PagedKvCache, SequenceId } from '../../src/mla.ts';
+import { colorStyle, hueOf } from '../site/colors.ts';
+import { button, byId, el, keepFocus, painted } from '../site/dom.ts';
 import { explore, partAttributes } from './explore.ts';
-import { bytes, count, plural } from './format.ts';
+import { bytes, count, plural } from '../site/format.ts';
 import { PoolPicture, type PoolCell } from './pool-picture.ts';
 
 export interface CacheActions {

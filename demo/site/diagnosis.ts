@@ -1,5 +1,5 @@
 /** What kind of machine this is, in plain words. Pure. */
-import type { MlaInfo } from '../src/mla.ts';
+import type { MlaInfo } from '../../src/mla.ts';
 
 export interface Surroundings {
   /** `isSecureContext` of the page. */

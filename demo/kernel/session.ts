@@ -1,7 +1,7 @@
 /** One instance of the package in its worker, a paged cache in it, and the reference that knows what it holds. */
 import { transfer, wrap, type Remote } from 'comlink';
-import type { BackendName, Mla, MlaInfo, MlaMetadata, PagedKvCache, SequenceId } from '../src/mla.ts';
-import { connect } from '../src/worker/index.ts';
+import type { BackendName, Mla, MlaInfo, MlaMetadata, PagedKvCache, SequenceId } from '../../src/mla.ts';
+import { connect } from '../../src/worker/index.ts';
 import { poolBlocks, type Batch } from './batch.ts';
 import type { CheckReport } from './check.ts';
 import { measure, type Timing } from './measure.ts';

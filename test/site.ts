@@ -1,0 +1,91 @@
+/** The built site, served from a folder below the root as a project page is, and a headless Chromium to look at it with. */
+import { execFile } from 'node:child_process';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { extname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { chromium, type Browser, type Page } from 'playwright-core';
+import { expect } from 'vitest';
+import { chromiumLaunchOptions } from './software-adapter.ts';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const BASE = '/below';
+const TYPES: Readonly<Record<string, string>> = {
+  '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.json': 'application/json', '.svg': 'image/svg+xml', '.webmanifest': 'application/manifest+json',
+};
+
+export interface Visit {
+  /** Below the site's folder; its first page when absent. */
+  readonly path?: string;
+  /** Chromium's arguments in place of those for the software adapter. */
+  readonly args?: readonly string[];
+  readonly host?: string;
+  readonly viewport?: { readonly width: number; readonly height: number };
+}
+
+export class Site {
+  readonly dir: string;
+  readonly #server: Server;
+
+  private constructor(dir: string, server: Server) {
+    this.dir = dir;
+    this.#server = server;
+  }
+
+  /** Builds the site into a folder of its own and serves it. */
+  static async build(): Promise<Site> {
+    const dir = await mkdtemp(join(tmpdir(), 'flashmla-demo-'));
+    const vite = join(root, 'node_modules', 'vite', 'bin', 'vite.js');
+    await promisify(execFile)(process.execPath, [vite, 'build', '--mode', 'demo', '--outDir', dir, '--emptyOutDir', '--logLevel', 'error'], { cwd: root });
+    const server = createServer(async (request, response) => {
+      const path = new URL(request.url ?? '/', 'http://site').pathname.replace(/\/$/, '/index.html');
+      const body = path.startsWith(`${BASE}/`) ? await readFile(join(dir, path.slice(BASE.length))).catch(() => undefined) : undefined;
+      response.writeHead(body ? 200 : 404, { 'content-type': TYPES[extname(path)] ?? 'application/octet-stream' }).end(body);
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    return new Site(dir, server);
+  }
+
+  url(path = '', host = '127.0.0.1'): string {
+    return `http://${host}:${(this.#server.address() as AddressInfo).port}${BASE}/${path}`;
+  }
+
+  /** Opens a page in a browser of its own; fails on anything that the console calls an error. */
+  async visit({ path, args, host, viewport }: Visit, see: (page: Page, browser: Browser) => Promise<void>): Promise<void> {
+    const options = await chromiumLaunchOptions();
+    const browser = await chromium.launch({ ...options, args: args ? [...args] : options.args });
+    try {
+      const page = await browser.newPage({ viewport: viewport ?? { width: 1200, height: 900 } });
+      page.setDefaultTimeout(100_000);
+      const errors: string[] = [];
+      page.on('console', (message) => message.type() === 'error' && errors.push(message.text()));
+      page.on('pageerror', (error) => errors.push(String(error)));
+      await page.goto(this.url(path, host));
+      await see(page, browser);
+      expect(errors).toEqual([]);
+    } finally {
+      await browser.close();
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#server.close();
+    await rm(this.dir, { recursive: true, force: true });
+  }
+}
+
+export const text = async (page: Page, selector: string): Promise<string> => (await page.locator(selector).textContent()) ?? '';
+export const count = (page: Page, selector: string): Promise<number> => page.locator(selector).count();
+
+/** Longest task of the page's main thread in a trace: milliseconds of its own processor time, which other programs do not lengthen. */
+export function longestTask(trace: Buffer): number {
+  interface TraceEvent { name: string; pid: number; tid: number; tdur?: number; args?: { name?: string } }
+  const { traceEvents } = JSON.parse(trace.toString()) as { traceEvents: TraceEvent[] };
+  const main = new Set(traceEvents.filter((e) => e.name === 'thread_name' && e.args?.name === 'CrRendererMain').map((e) => `${e.pid}/${e.tid}`));
+  const times = traceEvents.filter((e) => main.has(`${e.pid}/${e.tid}`) && e.tdur !== undefined).map((e) => e.tdur! / 1000);
+  expect(times.length).toBeGreaterThan(100);
+  return Math.max(...times);
+}
