@@ -5,8 +5,10 @@ import { shapeCost, type BenchShape } from './shapes.ts';
 import { median } from './stats.ts';
 import { makeWorkload } from './workload.ts';
 
-/** Calls before the first that counts: at least one, and enough for clocks to rise. */
-const WARM_UP = { calls: 10, ms: 100 } as const;
+/** A GPU is kept busy for so long before the first run that counts: one that idled while data were made runs at a fifth of its clocks. */
+const WARM_UP_MS = 400;
+/** Calls in a row meanwhile take about so long. */
+const BURST_MS = 20;
 
 export interface Measurement {
   readonly name: string;
@@ -34,14 +36,26 @@ export interface MeasureOptions {
   readonly onRun: () => void;
 }
 
+/** The first call alone, then bursts: between calls that are waited for one by one a GPU idles. */
+async function warmUp(mla: Mla, run: () => Promise<unknown>): Promise<void> {
+  const end = performance.now() + WARM_UP_MS;
+  let calls = 1;
+  do {
+    const start = performance.now();
+    for (let i = 0; i < calls; i++) await run();
+    await mla.finished();
+    const ms = performance.now() - start;
+    calls = Math.max(1, Math.min(2 * calls, Math.round((calls * BURST_MS) / ms)));
+  } while (performance.now() < end);
+}
+
 /** Runs a shape with the cache flushed before each run. @throws MlaError when the device cannot */
 export async function measure(mla: Mla, shape: BenchShape, { runs, check, seed, onRun }: MeasureOptions): Promise<Measurement> {
   const workload = await makeWorkload(mla, shape, seed);
   try {
     const report = check ? await checkWorkload(shape, workload, seed) : undefined;
     const run = (): Promise<unknown> => mla.flashMlaWithKvCache(workload.args);
-    const start = performance.now();
-    for (let i = 0; i === 0 || (i < WARM_UP.calls && performance.now() - start < WARM_UP.ms); i++) await mla.time(run);
+    await warmUp(mla, run);
 
     const samples: number[] = [];
     let source: 'device' | 'wall' = 'device';

@@ -1,4 +1,9 @@
-/** Times of one class of calls on the device, with memory of its own. */
+/**
+ * Times of one class of calls on the device, with memory of its own.
+ *
+ * A device's clocks rise and fall by a factor of five with how busy it was in the last second, and tuning itself does not keep it
+ * busy. So each trial takes turns with the first one that could be measured, and what counts is how much longer it takes than that.
+ */
 import type { DecodeOp } from '../backend.ts';
 import { encode16 } from '../bf16.ts';
 import { MlaError } from '../errors.ts';
@@ -24,12 +29,28 @@ const MOST_CALLS = 64;
 /** Batches before those that count: the first says how long a call takes, the second runs warm. */
 const WARM_UP = 2;
 const SAMPLES = 3;
+/** So long a GPU is kept busy before the first trial, where nobody else waits for it: clocks rise within that. */
+const HEAT_MS = 400;
 const TILE_BYTES = 1 << 20;
 const ONE_BINDING = { segments: 1, blocksPerSegment: ONE_SEGMENT } as const;
 
 interface Call {
   readonly plan: Plan;
   readonly buffer: GPUBuffer;
+}
+
+/** A load as a configuration's schedule cuts it, ready to be enqueued. */
+interface Load {
+  readonly calls: readonly Call[];
+  readonly partialBytes: number;
+}
+
+interface Trial {
+  readonly config: DecodeConfig;
+  readonly kernels: DecodeKernels<Kernel>;
+  readonly long: Load;
+  readonly short: Load;
+  readonly partials: GPUBuffer;
 }
 
 export class TuneBench {
@@ -41,6 +62,8 @@ export class TuneBench {
   readonly #timer: Timer;
   readonly #owned: Allocation[] = [];
   #fixed: { q: GPUBuffer; out: GPUBuffer; lse: GPUBuffer; kv: GPUBuffer } | undefined;
+  /** The first trial that could be measured; the others' measure. */
+  #first: { readonly trial: Trial; readonly times: Times } | undefined;
 
   constructor(device: TuneDevice, { rows, hKv, dQk, dV, dtype }: ShapeClass, loads: TuneLoads, turn: () => Promise<void>) {
     this.#device = device;
@@ -78,46 +101,98 @@ export class TuneBench {
 
   /** Milliseconds of a warm call of the long load; undefined where it cannot be made. @throws MlaError out-of-memory, device-lost, destroyed */
   async probe(config: DecodeConfig, slots: number): Promise<number | undefined> {
-    const ready = await this.#compile(config);
-    const long = await this.#prepare(this.#loads.long, config, slots);
-    if (typeof ready === 'string' || typeof long === 'string') return undefined;
-    const partials = await this.#take(long.partialBytes);
-    await this.#batch(ready, config, long.calls, partials, 1);
-    return this.#batch(ready, config, long.calls, partials, 1);
+    const trial = await this.#trial(config, slots);
+    if (typeof trial === 'string') return undefined;
+    await this.#batch(trial, trial.long, 1);
+    return this.#batch(trial, trial.long, 1);
   }
 
-  /** Times of a trial, or why it was given up. @throws MlaError out-of-memory, device-lost, destroyed */
+  /**
+   * Times of a trial, or why it was given up.
+   * @param best the best score so far
+   * @throws MlaError out-of-memory, device-lost, destroyed
+   */
   async measure(config: DecodeConfig, slots: number, best: number): Promise<Times | string> {
-    const ready = await this.#compile(config);
-    if (typeof ready === 'string') return ready;
+    const mark = this.#owned.length;
+    let keep = false;
+    try {
+      const trial = await this.#trial(config, slots);
+      if (typeof trial === 'string') return trial;
+      const times = this.#first ? await this.#against(this.#first, trial, best) : await this.#alone(trial);
+      if (!this.#first && typeof times !== 'string') {
+        this.#first = { trial, times };
+        keep = true;
+      }
+      return times;
+    } finally {
+      if (!keep) this.#discard(mark);
+    }
+  }
+
+  /** Keeps the device busy with the long load of a trial. @throws MlaError as `measure` */
+  async heat(config: DecodeConfig, slots: number): Promise<void> {
     const mark = this.#owned.length;
     try {
-      const long = await this.#prepare(this.#loads.long, config, slots);
-      const short = await this.#prepare(this.#loads.short, config, slots);
-      if (typeof long === 'string') return long;
-      if (typeof short === 'string') return short;
-      const partials = await this.#take(Math.max(long.partialBytes, short.partialBytes));
-      const sampler = ({ calls }: Prepared): (() => Promise<number>) => {
-        let count = 1;
-        return async () => {
-          const ms = (await this.#batch(ready, config, calls, partials, count)) / count;
-          count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
-          return ms;
-        };
-      };
-      const [sampleLong, sampleShort] = [sampler(long), sampler(short)];
-      const samples: Times[] = [];
-      for (let i = 0; i < WARM_UP + SAMPLES; i++) {
-        const times = { longMs: await sampleLong(), shortMs: await sampleShort() };
-        // The first call of a kernel takes longer than any after it.
-        if (i > 0 && score(times) > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
-        if (i >= WARM_UP) samples.push(times);
-      }
-      const middle = (pick: (times: Times) => number): number => samples.map(pick).sort((x, y) => x - y)[SAMPLES >> 1]!;
-      return { longMs: middle((t) => t.longMs), shortMs: middle((t) => t.shortMs) };
+      const trial = await this.#trial(config, slots);
+      if (typeof trial === 'string') return;
+      const run = this.#sampler(trial, trial.long);
+      const end = performance.now() + HEAT_MS;
+      do await run();
+      while (performance.now() < end);
     } finally {
       this.#discard(mark);
     }
+  }
+
+  async #alone(trial: Trial): Promise<Times> {
+    const [long, short] = [this.#sampler(trial, trial.long), this.#sampler(trial, trial.short)];
+    const samples: Times[] = [];
+    for (let i = 0; i < WARM_UP + SAMPLES; i++) {
+      const times = { longMs: await long(), shortMs: await short() };
+      if (i >= WARM_UP) samples.push(times);
+    }
+    return middle(samples);
+  }
+
+  /** In turns with the first, whose times it is told in. */
+  async #against(first: { readonly trial: Trial; readonly times: Times }, trial: Trial, best: number): Promise<Times | string> {
+    const compare = (load: 'long' | 'short', known: number): (() => Promise<number>) => {
+      const [theirs, ours] = [this.#sampler(first.trial, first.trial[load]), this.#sampler(trial, trial[load])];
+      return async () => {
+        const measure = await theirs();
+        return (known * (await ours())) / measure;
+      };
+    };
+    const [long, short] = [compare('long', first.times.longMs), compare('short', first.times.shortMs)];
+    const samples: Times[] = [];
+    for (let i = 0; i < WARM_UP + SAMPLES; i++) {
+      const times = { longMs: await long(), shortMs: await short() };
+      // The first call of a kernel takes longer than any after it.
+      if (i > 0 && score(times) > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
+      if (i >= WARM_UP) samples.push(times);
+    }
+    return middle(samples);
+  }
+
+  /** Milliseconds of a call; the first time of one call, then of as many as fill a batch. */
+  #sampler(trial: Trial, load: Load): () => Promise<number> {
+    let count = 1;
+    return async () => {
+      const ms = (await this.#batch(trial, load, count)) / count;
+      count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
+      return ms;
+    };
+  }
+
+  /** Everything of a trial but its times; or why there is none. */
+  async #trial(config: DecodeConfig, slots: number): Promise<Trial | string> {
+    const kernels = await this.#compile(config);
+    if (typeof kernels === 'string') return kernels;
+    const long = await this.#prepare(this.#loads.long, config, slots);
+    const short = await this.#prepare(this.#loads.short, config, slots);
+    if (typeof long === 'string') return long;
+    if (typeof short === 'string') return short;
+    return { config, kernels, long, short, partials: await this.#take(Math.max(long.partialBytes, short.partialBytes)) };
   }
 
   /** @returns why the device refuses, if it does */
@@ -141,7 +216,7 @@ export class TuneBench {
     for (const allocation of this.#owned.splice(from)) this.#device.memory.discard(allocation);
   }
 
-  async #prepare({ cacheSeqlens, maxBlocksPerSeq, blockTables }: TuneLoad, config: DecodeConfig, slots: number): Promise<Prepared | string> {
+  async #prepare({ cacheSeqlens, maxBlocksPerSeq, blockTables }: TuneLoad, config: DecodeConfig, slots: number): Promise<Load | string> {
     const { gpu, traits, minTokensPerPart } = this.#device;
     const { hQ, hKv } = this.#shape;
     const metadata = getMlaMetadata(
@@ -162,7 +237,7 @@ export class TuneBench {
   }
 
   /** Milliseconds of `count` calls in a row. */
-  async #batch(kernels: DecodeKernels<Kernel>, config: DecodeConfig, calls: readonly Call[], partials: GPUBuffer, count: number): Promise<number> {
+  async #batch({ config, kernels, partials }: Trial, { calls }: Load, count: number): Promise<number> {
     await this.#turn();
     const { bindGroups, traits } = this.#device;
     const { kv, ...fixed } = this.#fixed!;
@@ -201,9 +276,9 @@ export class TuneBench {
   }
 }
 
-interface Prepared {
-  readonly calls: readonly Call[];
-  readonly partialBytes: number;
+function middle(samples: readonly Times[]): Times {
+  const of = (pick: (times: Times) => number): number => samples.map(pick).sort((x, y) => x - y)[samples.length >> 1]!;
+  return { longMs: of((t) => t.longMs), shortMs: of((t) => t.shortMs) };
 }
 
 /** Small numbers of both signs, the same every time. */

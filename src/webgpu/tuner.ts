@@ -136,7 +136,7 @@ export class Tuner {
     await turn();
     const loads = await this.#loads(shape, turn, background);
     if (!loads) return { shapeClass: name, source: 'none', trials: [], note: 'no configuration fits this device, or not even one block of such keys' };
-    const { trials, chosen, config, timing } = await this.#withBench(shape, loads, turn, async (bench) => ({ ...(await this.#search(shape, bench)), timing: bench.timing }));
+    const { trials, chosen, config, timing } = await this.#withBench(shape, loads, turn, async (bench) => ({ ...(await this.#search(shape, bench, background)), timing: bench.timing }));
     // The caller's cache may be laid out otherwise: its next step must not wait for a compiler.
     if (config && kv) await compileDecode(device.kernels, shape, config, device.traits, kv);
     this.#check();
@@ -185,9 +185,10 @@ export class Tuner {
     return refused === undefined ? `remembered in ${store.place}` : `not remembered: ${refused}`;
   }
 
-  #search(shape: ShapeClass, bench: TuneBench): Promise<Search<DecodeConfig>> {
+  async #search(shape: ShapeClass, bench: TuneBench, background: boolean): Promise<Search<DecodeConfig>> {
     const { device: { traits }, schedule } = this.#options;
     const { fits, rejected } = decodeCandidates(shape, shape.rows, traits);
+    if (!background && traits.kind === 'gpu' && fits[0]) await bench.heat(fits[0], schedule.slots);
     return search({
       configs: fits, rejected, slots: slotLadder(schedule.slots),
       parts: ({ rows }, slots) => partsTarget({ slots, rowTiles: [rows], minTokensPerPart: schedule.minTokensPerPart }, shape.rows, shape.hKv),
