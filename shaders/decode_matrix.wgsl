@@ -4,20 +4,22 @@
 // softmax(scale Q K^T) V over that part's KV blocks.
 //
 // How work is cut: workgroup (x, y, z) = (part, row tile, KV head), ROWS rows. The part's sequences are taken one after
-// another, TOKENS keys a step:
+// another, TOKENS keys a step, of which softmax and output take HALF at a time:
 //   stage   TOKENS cached rows into workgroup memory as f16, STAGE_CHUNK vectors a thread at a time
-//   scores  subgroup (g, s) makes rows of group g (S_TILES matrices of 16) times all keys over slice s of d
+//   scores  subgroup (g, s) makes rows of group g (S_TILES matrices of 16) times all keys over slice s of d. The product is
+//           a chain of loads and multiplies that wait for each other; with more keys, chains run side by side
 //   softmax ROW_THREADS neighbouring lanes share a row: the slices' sum, maximum, probabilities, running sum
 //   output  a subgroup owns OUT_TILES x 16 columns of O for all rows
-// While a step is worked on, the next one's rows come from memory into the processor's own cache: a word of each 32 bytes is
-// read and not used. To hold the rows themselves would take registers that O and Q have.
+// While a step is worked on, the next one's rows come from memory into the processor's own cache: a word of each TOUCH_STEP
+// vectors is read and not used. To hold the rows themselves would take registers that O and Q have.
 // O is held relative to a reference exponent of its row, not to the running maximum: it is rescaled, by way of workgroup
 // memory, only when the maximum has risen by more than 2^(HEADROOM) since; P then fills f16's range.
 // Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold sends the workgroup to
 // `exact`, which does the same sequence again in f32.
 //
-// What lives where: Q and O as matrices in registers for as long as the sequence; the KV step, the slices of S and P in
-// workgroup memory; a row's reference and sum in the registers of its lanes.
+// What lives where: Q and O as matrices in registers for as long as the sequence; the KV step, and a half's slices of S and
+// P, in workgroup memory; S of the other half (HALVED: TOKENS = 2 HALF = 32) as matrices until the first one's has been read;
+// a row's reference and sum in the registers of its lanes.
 //
 // Neighbours in workgroup memory lie a padded row apart, so that the 8 rows of a matrix load meet different banks.
 //
@@ -231,8 +233,8 @@ fn exact(w: Work, thread: u32, scale_log2: f32) {
 }
 
 // One of this thread's words of a cached row, for the cache's sake.
-fn touch(row_at: vec2<u32>, there: bool, sector: u32) -> u32 {
-  if (there && sector < VECS / 2u) { return load_kv(row_at.x, row_at.y + 2u * sector).x; }
+fn touch(row_at: vec2<u32>, there: bool, vec: u32) -> u32 {
+  if (there && vec < VECS) { return load_kv(row_at.x, row_at.y + vec).x; }
   return 0u;
 }
 
@@ -373,9 +375,9 @@ fn main(
       unused ^= touch_$v;
       #end
       #unroll v < TOUCHES
-      touch_$v = touch(next, token0 + TOKENS + stage_token < w.end, stage_vec + $vu * STAGE_LANES);
+      touch_$v = touch(next, token0 + TOKENS + stage_token < w.end, (stage_vec + $vu * STAGE_LANES) * TOUCH_STEP);
       #end
-      if (thread == 0u) { atomicStore(&events, select(0u, LAST, token0 + TOKENS >= w.end)); }
+      if (thread == 0u) { atomicStore(&events, select(0u, LAST, token0 + HALF >= w.end)); }
       #unroll g < STAGE_GROUPS
       #unroll v < STAGE_CHUNK
       let x_$g_$v = fetch(row_at, there, stage_vec + ($gu * STAGE_CHUNK + $vu) * STAGE_LANES);
@@ -406,7 +408,7 @@ fn main(
       }
       #end
       #unroll r < S_TILES
-      #unroll n < KEY_TILES
+      #unroll n < HALF_TILES
       #if S_BY_TOKEN
       subgroupMatrixStore<col_major>(&slices, of_slice(slice, S_SLICE) + $nu * 16u * S_STRIDE + (s_group * S_TILES + $ru) * 4u, s_$r_$n, S_STRIDE);
       #else
@@ -426,85 +428,107 @@ fn main(
         }
       }
 
-      // softmax
-      var highest = LOWEST;
-      #unroll j < LANE_QUADS
-      let quad_$j = lane + $ju * ROW_THREADS;
-      var score_$j = vec4<f32>();
-      #unroll s < SLICES
-      #if S_BY_TOKEN
+      #unroll half < HALVES
       {
-        let at = ($su * S_SLICE + quad_$j * 4u * S_STRIDE) * 4u + row;
-        score_$j += vec4<f32>(slices_one(at), slices_one(at + S_STRIDE * 4u), slices_one(at + S_STRIDE * 8u), slices_one(at + S_STRIDE * 12u));
-      }
-      #else
-      score_$j += slices_get($su * S_SLICE + row * S_STRIDE + quad_$j);
-      #end
-      #end
-      let visible_$j = vec4<u32>(token0 + quad_$j * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit);
-      score_$j = select(vec4<f32>(LOWEST), score_$j * score_scale, visible_$j);
-      highest = max(highest, max(max(score_$j.x, score_$j.y), max(score_$j.z, score_$j.w)));
-      #end
-      #unroll x < ROW_SHUFFLES
-      highest = max(highest, subgroupShuffleXor(highest, 1u << $xu));
-      #end
-      var factor = 1.0;
-      if (highest > reference + (START + HEADROOM)) {
-        let next = highest - START;
-        if (reference != LOWEST) {
-          factor = exp2(reference - next);
-          total *= factor;
-          atomicOr(&events, RESCALE);
-        }
-        reference = next;
-      }
-      if (lane == 0u) { row_scale[row] = factor; }
-      #unroll j < LANE_QUADS
-      let p_$j = select(vec4<f32>(), exp2_or_nan(score_$j - reference), visible_$j);
-      total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
-      probs_put(row * P_STRIDE + quad_$j, vec2<u32>(bitcast<u32>(vec2<f16>(p_$j.xy)), bitcast<u32>(vec2<f16>(p_$j.zw))));
-      #end
-      if (IS_BF16 && (most > LARGEST || (most > 0.0 && most < SMALLEST))) { atomicOr(&events, OUT_OF_RANGE); }
-      let event = workgroupUniformLoad(&events);
-      if ((event & (RESCALE | OUT_OF_RANGE)) != 0u) {
-        if ((event & OUT_OF_RANGE) != 0u) {
-          outside = true;
-          break;
-        }
-        // O by way of `slices`: a matrix each of SCRATCH subgroups at a time.
-        #unroll r < ROW_TILES
-        #unroll c < OUT_TILES
-        #unroll h < SCRATCH_ROUNDS
-        workgroupBarrier();
-        if (me / SCRATCH == $hu) { subgroupMatrixStore<row_major>(&slices, (me % SCRATCH) * 64u, o_$r_$c, 4u); }
-        workgroupBarrier();
-        for (var i = thread; i < SCRATCH * 64u; i += THREADS) { slices_put(i, slices_get(i) * row_scale[$ru * 16u + (i / 4u) % 16u]); }
-        workgroupBarrier();
-        if (me / SCRATCH == $hu) { o_$r_$c = subgroupMatrixLoad<Result, row_major>(&slices, (me % SCRATCH) * 64u, 4u); }
-        #end
-        #end
-        #end
-      }
-
-      // output
-      #unroll n < KEY_TILES
-      {
-        #unroll r < ROW_TILES
-        let p_$r = subgroupMatrixLoad<Left, row_major>(&probs, $ru * 16u * P_STRIDE + $nu * 4u, P_STRIDE);
-        #end
-        #unroll c < OUT_TILES
+        // softmax
+        var highest = LOWEST;
+        #unroll j < LANE_QUADS
+        let quad_$j = lane + $ju * ROW_THREADS;
+        var score_$j = vec4<f32>();
+        #unroll s < SLICES
+        #if S_BY_TOKEN
         {
-          let v = subgroupMatrixLoad<Right, row_major>(&kv_tile, $nu * 16u * KV_STRIDE + (me * OUT_TILES + $cu) * 2u, KV_STRIDE);
+          let at = ($su * S_SLICE + quad_$j * 4u * S_STRIDE) * 4u + row;
+          score_$j += vec4<f32>(slices_one(at), slices_one(at + S_STRIDE * 4u), slices_one(at + S_STRIDE * 8u), slices_one(at + S_STRIDE * 12u));
+        }
+        #else
+        score_$j += slices_get($su * S_SLICE + row * S_STRIDE + quad_$j);
+        #end
+        #end
+        let visible_$j = vec4<u32>(token0 + quad_$j * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit);
+        score_$j = select(vec4<f32>(LOWEST), score_$j * score_scale, visible_$j);
+        highest = max(highest, max(max(score_$j.x, score_$j.y), max(score_$j.z, score_$j.w)));
+        #end
+        #unroll x < ROW_SHUFFLES
+        highest = max(highest, subgroupShuffleXor(highest, 1u << $xu));
+        #end
+        var factor = 1.0;
+        if (highest > reference + (START + HEADROOM)) {
+          let next = highest - START;
+          if (reference != LOWEST) {
+            factor = exp2(reference - next);
+            total *= factor;
+            atomicOr(&events, RESCALE);
+          }
+          reference = next;
+        }
+        if (lane == 0u) { row_scale[row] = factor; }
+        #unroll j < LANE_QUADS
+        let p_$j = select(vec4<f32>(), exp2_or_nan(score_$j - reference), visible_$j);
+        total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
+        probs_put(row * P_STRIDE + quad_$j, vec2<u32>(bitcast<u32>(vec2<f16>(p_$j.xy)), bitcast<u32>(vec2<f16>(p_$j.zw))));
+        #end
+        if (IS_BF16 && (most > LARGEST || (most > 0.0 && most < SMALLEST))) { atomicOr(&events, OUT_OF_RANGE); }
+        let event = workgroupUniformLoad(&events);
+        if ((event & (RESCALE | OUT_OF_RANGE)) != 0u) {
+          if ((event & OUT_OF_RANGE) != 0u) {
+            outside = true;
+            break;
+          }
+          // O by way of `slices`: a matrix each of SCRATCH subgroups at a time.
           #unroll r < ROW_TILES
-          o_$r_$c = subgroupMatrixMultiplyAccumulate(p_$r, v, o_$r_$c);
+          #unroll c < OUT_TILES
+          #unroll h < SCRATCH_ROUNDS
+          workgroupBarrier();
+          if (me / SCRATCH == $hu) { subgroupMatrixStore<row_major>(&slices, (me % SCRATCH) * 64u, o_$r_$c, 4u); }
+          workgroupBarrier();
+          for (var i = thread; i < SCRATCH * 64u; i += THREADS) { slices_put(i, slices_get(i) * row_scale[$ru * 16u + (i / 4u) % 16u]); }
+          workgroupBarrier();
+          if (me / SCRATCH == $hu) { o_$r_$c = subgroupMatrixLoad<Result, row_major>(&slices, (me % SCRATCH) * 64u, 4u); }
+          #end
+          #end
+          #end
+          #if HALVED
+          // S comes to `slices` next.
+          workgroupBarrier();
+          #end
+        }
+
+        #if HALVED
+        // Between the first half's last read of `slices` and `events` and the barrier before the second's first.
+        if ($halfu == 0u) {
+          if (thread == 0u) { atomicStore(&events, select(0u, LAST, token0 + TOKENS >= w.end)); }
+          #unroll r < S_TILES
+          #if S_BY_TOKEN
+          subgroupMatrixStore<col_major>(&slices, of_slice(slice, S_SLICE) + (s_group * S_TILES + $ru) * 4u, s_$r_1, S_STRIDE);
+          #else
+          subgroupMatrixStore<row_major>(&slices, of_slice(slice, S_SLICE) + (s_group * S_TILES + $ru) * 16u * S_STRIDE, s_$r_1, S_STRIDE);
+          #end
           #end
         }
         #end
+
+        // output
+        #unroll n < HALF_TILES
+        {
+          #unroll r < ROW_TILES
+          let p_$r = subgroupMatrixLoad<Left, row_major>(&probs, $ru * 16u * P_STRIDE + $nu * 4u, P_STRIDE);
+          #end
+          #unroll c < OUT_TILES
+          {
+            let v = subgroupMatrixLoad<Right, row_major>(&kv_tile, ($halfu * HALF_TILES + $nu) * 16u * KV_STRIDE + (me * OUT_TILES + $cu) * 2u, KV_STRIDE);
+            #unroll r < ROW_TILES
+            o_$r_$c = subgroupMatrixMultiplyAccumulate(p_$r, v, o_$r_$c);
+            #end
+          }
+          #end
+        }
+        #end
+        if ((event & LAST) != 0u) { break; }
+        token0 += HALF;
+        workgroupBarrier();
       }
       #end
-      if ((event & LAST) != 0u) { break; }
-      token0 += TOKENS;
-      workgroupBarrier();
     } }
 
     if (unused == 0x9e3779b9u) { atomicOr(&events, NOTHING); }

@@ -5,7 +5,7 @@
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { Mla } from '../src/mla.ts';
 import { createMla } from '../src/node.ts';
-import { chooseDecodeConfig, decodeCandidates, type DecodeProblem, type DeviceTraits } from '../src/webgpu/config.ts';
+import { decodeCandidates, type DecodeProblem, type DeviceTraits } from '../src/webgpu/config.ts';
 import { decodeMatrixShader } from '../src/webgpu/decode-matrix.ts';
 import { MATRIX_SHAPES, matrixConfig, type MatrixDecodeConfig } from '../src/webgpu/matrix-config.ts';
 import { MATRIX_ENABLES, type MatrixSyntax } from '../src/webgpu/matrix-test.ts';
@@ -32,20 +32,21 @@ describe('configurations', () => {
   test('all fit DeepSeek\'s heads on a large GPU, and are consistent', () => {
     const { fits } = decodeCandidates(DEEPSEEK, 512, traits('new'));
     expect(fits.map(({ key }) => key).sort()).toEqual(made(DEEPSEEK).map(({ key }) => key).sort());
-    for (const { key, rows, tokens, subgroups, slices, sliceTiles, threads, workgroupBytes } of made(DEEPSEEK)) {
+    for (const { key, rows, tokens, halves, half, subgroups, slices, sliceTiles, threads, workgroupBytes } of made(DEEPSEEK)) {
       expect(threads, key).toBe(subgroups * 32);
       // Every slice of every row tile has a subgroup, and slices are told apart by two bits.
       expect(subgroups * sliceTiles, key).toBeGreaterThanOrEqual((rows / 16) * slices);
       expect([1, 2, 4], key).toContain(slices);
       expect([subgroups, rows / 16 / sliceTiles, threads / tokens].every((n) => Number.isInteger(Math.log2(n))), key).toBe(true);
-      expect(threads, key).toBeGreaterThanOrEqual(rows * Math.min(threads / rows, tokens / 4));
+      expect(threads, key).toBeGreaterThanOrEqual(rows * Math.min(threads / rows, half / 4));
+      expect([tokens, halves === 2 ? 32 : half], key).toEqual([half * (halves ?? 1), tokens]);
       expect(workgroupBytes, key).toBeLessThanOrEqual(49152);
     }
   });
 
   test('widths that the matrices do not divide go to the next tier, and why is said', () => {
-    const { config, rejected } = chooseDecodeConfig({ dQk: 48, dV: 32, dtype: 'bf16', blockSize: 64 }, 16, traits('new'));
-    expect(config!.tier).toBe('subgroup');
+    const { fits, rejected } = decodeCandidates({ dQk: 48, dV: 32, dtype: 'bf16', blockSize: 64 }, 16, traits('new'));
+    expect(fits[0]!.tier).toBe('subgroup');
     expect(rejected.filter((why) => /^matrix .*: d_(qk|v) = (48|32) is not a multiple/.test(why)).length).toBe(MATRIX_SHAPES.length);
   });
 
@@ -59,7 +60,7 @@ describe.each(['new', 'old'] as const)('the text compiles in the %s syntax', (sy
   test.each([[576, 512, 'bf16', 2], [576, 512, 'f16', 1], [192, 128, 'bf16', 1]] as const)('%i/%i %s', async (dQk, dV, dtype, segments) => {
     const all = made({ dQk, dV, dtype, blockSize: 64 }, syntax);
     // The older form is made from the newer one's text, and each use of it is warned of.
-    const configs = syntax === 'old' ? all.slice(-1) : all;
+    const configs = syntax === 'old' ? [...all.filter(({ halves }) => halves).slice(-1), ...all.slice(-1)] : all;
     expect(configs.length).toBeGreaterThan(0);
     const bindings = [['read', 'q', 'vec4<u32>'], ['read', 'plan', 'u32'], ['read_write', 'partials', 'vec2<f32>'], ['read_write', 'out', 'vec2<u32>'], ['read_write', 'lse', 'u32'], ['read', 'kv0', 'vec4<u32>'], ['read', 'kv1', 'vec4<u32>']]
       .map(([access, name, element], i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
@@ -69,6 +70,21 @@ describe.each(['new', 'old'] as const)('the text compiles in the %s syntax', (sy
       expect(await compileError([MATRIX_ENABLES, 'diagnostic(off, subgroup_uniformity);', bindings, source].join('\n')), config.key).toBeUndefined();
     }
   });
+});
+
+/** The configuration to take. */
+const preferred = vi.hoisted(() => ({ key: '' }));
+vi.mock('../src/webgpu/config.ts', async (importOriginal) => {
+  const original = await importOriginal<typeof import('../src/webgpu/config.ts')>();
+  return {
+    ...original,
+    // Of all row tiles, however few rows there are.
+    chooseDecodeConfig: (...[problem, , decodeTraits]: Parameters<typeof original.chooseDecodeConfig>) => {
+      const choice = original.chooseDecodeConfig(problem, 512, decodeTraits, preferred.key);
+      expect(choice.config!.key).toBe(preferred.key);
+      return choice;
+    },
+  };
 });
 
 // The self-test's shader is another text; that the backend heeds it is tested in tier.test.ts.
@@ -88,10 +104,16 @@ async function emulatingDevice(): Promise<GPUDevice> {
   return device;
 }
 
-describe('the kernel, with emulated matrices', () => {
+// Halves take 32 threads, 8 emulated subgroups, which 64 columns of O are too few for.
+describe.each([
+  ['matrix 16x16 4/4', 64],
+  ['matrix 32x32 8/4 halves touch', 128],
+])('the kernel, with emulated matrices: %s', (key, dV) => {
+  const dQk = dV + 64;
   let mla: Mla;
   let device: GPUDevice;
   beforeAll(async () => {
+    preferred.key = key;
     device = await emulatingDevice();
     mla = await createMla({ backend: 'webgpu', device, tier: 'matrix', tune: 'off' });
   });
@@ -100,7 +122,7 @@ describe('the kernel, with emulated matrices', () => {
     device?.destroy();
   });
 
-  const narrow = { dV: 64, rope: 64 } as const;
+  const narrow = { dV, rope: 64 } as const;
   const cases: CaseOptions[] = [
     { ...narrow, b: 3, sQ: 2, sK: 0, hQ: 20, seqlens: [300, 0, 71], causal: true },
     { ...narrow, b: 2, sQ: 4, sK: 140, hQ: 12, hKv: 3, causal: true, ragged: true },
@@ -116,9 +138,9 @@ describe('the kernel, with emulated matrices', () => {
   });
 
   // One cached number at a time that f16 has no room for, in a cache of ordinary ones: in V and K, in RoPE, past the end.
-  test.each([[1e5, 3], [-3e38, 7], [7e4, 64 + 9]])('a cached %d at column %i', async (value, column) => {
+  test.each([[1e5, 3], [-3e38, 7], [7e4, dV + 9]])('a cached %d at column %i', async (value, column) => {
     const c = makeCase({ ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [100], softmaxScale: 1e-3 });
-    const at = (c.blockTable[1]! * c.blockSize + 20) * 128 + column;
+    const at = (c.blockTable[1]! * c.blockSize + 20) * dQk + column;
     c.kvCache[at] = bits(value);
     // The largest numbers of Q as well: a row of it has its own scale.
     c.q[5] = bits(1e30);
@@ -129,11 +151,11 @@ describe('the kernel, with emulated matrices', () => {
   // The last key is seen by the last query token only.
   test.each([0, 2, 5])('NaN in number %i of a key that one row sees', async (column) => {
     const c = makeCase({ ...narrow, b: 1, sQ: 2, sK: 0, hQ: 4, seqlens: [70], causal: true });
-    c.kvCache[(c.blockTable[1]! * c.blockSize + 5) * 128 + column] = 0x7fc0;
+    c.kvCache[(c.blockTable[1]! * c.blockSize + 5) * dQk + column] = 0x7fc0;
     const got = await run(mla, c);
     expectRight(c, got);
-    expect(got.out.subarray(0, 4 * 64).every(Number.isFinite)).toBe(true);
-    expect(got.out.subarray(4 * 64).every(Number.isNaN)).toBe(true);
+    expect(got.out.subarray(0, 4 * dV).every(Number.isFinite)).toBe(true);
+    expect(got.out.subarray(4 * dV).every(Number.isNaN)).toBe(true);
   });
 
   test('a cache of tiny numbers', async () => {

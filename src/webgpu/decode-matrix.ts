@@ -61,6 +61,9 @@ const UNITS: Readonly<Record<string, number>> = { kv_tile: 8, probs: 4, slices: 
 /** Vectors of 8 numbers that a thread has under way while it stages. */
 const STAGE_CHUNK = 3;
 
+/** Vectors of 8 numbers from one that is touched to the next: a sector of 32 bytes. */
+const TOUCH_STEP = 2;
+
 /** The newer form's loads and stores in the older one. */
 function older(source: string): string {
   return source
@@ -89,17 +92,17 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: DecodeP
 
 /** What follows the bindings. */
 export function decodeMatrixShader({ dtype, dQk, dV }: DecodeProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
-  const { rows, tokens, threads, subgroups, sliceTiles, slices, syntax } = config;
+  const { rows, tokens, halves = 1, half, threads, subgroups, sliceTiles, slices, syntax } = config;
   const stageLanes = threads / tokens;
   const vecs = dQk / 8;
-  const rowThreads = Math.min(threads / rows, tokens / 4);
+  const rowThreads = Math.min(threads / rows, half / 4);
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
-    ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
-    S_BY_TOKEN: config.scoresByToken, S_SLICE: config.scoresByToken ? tokens * config.strides.S_STRIDE : rows * config.strides.S_STRIDE, SLICES: slices, SLICE_STEPS: dQk / 16 / slices, S_TILES: sliceTiles, S_GROUPS: rows / 16 / sliceTiles, OUT_TILES: dV / 16 / subgroups,
+    ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, KEY_TILES: tokens / 16, HALVED: halves === 2, HALVES: halves, HALF: half, HALF_TILES: half / 16, THREADS: threads, SUBGROUPS: subgroups,
+    S_BY_TOKEN: config.scoresByToken, S_SLICE: (config.scoresByToken ? half : rows) * config.strides.S_STRIDE, SLICES: slices, SLICE_STEPS: dQk / 16 / slices, S_TILES: sliceTiles, S_GROUPS: rows / 16 / sliceTiles, OUT_TILES: dV / 16 / subgroups,
     STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_CHUNK, STAGE_GROUPS: Math.ceil(vecs / stageLanes / STAGE_CHUNK),
-    STAGE_EVEN: vecs % (STAGE_CHUNK * stageLanes) === 0, TOUCHES: config.touch ? Math.ceil(vecs / 2 / stageLanes) : 0,
-    ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads,
+    STAGE_EVEN: vecs % (STAGE_CHUNK * stageLanes) === 0, TOUCH_STEP, TOUCHES: config.touch ? Math.ceil(vecs / TOUCH_STEP / stageLanes) : 0,
+    ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: half / 4 / rowThreads,
     SCRATCH: Math.min(SCRATCH_SUBGROUPS, subgroups), SCRATCH_ROUNDS: Math.ceil(subgroups / SCRATCH_SUBGROUPS),
     EXACT_ITEMS: Math.ceil((4 * dV) / 8 / threads), ...config.strides, ...config.sizes,
   };
