@@ -19,8 +19,16 @@ describe.each(opsBackends)('%s', (backend) => {
   test.each([['bf16', 37], ['bf16', 40], ['f32', 37]] as const)('embed from %s, %i wide', async (tableDtype, n) => {
     const values = bench.matrix(11, n, tableDtype);
     const [table, out] = [await bench.put(values, tableDtype), await bench.room(3 * n)];
-    await bench.run({ op: 'embed', ids: Int32Array.of(10, 0, 3), table: table.id, tableDtype, n, out: out.id });
+    await bench.run({ op: 'embed', ids: Int32Array.of(10, 0, 3), first: 0, rows: 11, table: table.id, tableDtype, n, out: out.id });
     expect(await bench.read(out)).toEqual([10, 0, 3].flatMap((id) => values[id]!));
+  });
+
+  test('embed from a part of a table: other ids leave their rows', async () => {
+    const values = bench.matrix(4, 6, 'bf16');
+    const [table, out] = [await bench.put(values, 'bf16'), await bench.room(5 * 6)];
+    await bench.run({ op: 'embed', ids: Int32Array.of(8, 2, 3, 6, 7), first: 3, rows: 4, table: table.id, tableDtype: 'bf16', n: 6, out: out.id });
+    const untouched = Array.from({ length: 6 }, () => 7);
+    expect(await bench.read(out)).toEqual([untouched, untouched, values[0]!, values[3]!, untouched].flat());
   });
 
   test('rmsNorm of slices, into slices', async () => {
@@ -186,7 +194,7 @@ describe.each(opsBackends)('%s', (backend) => {
       const { weight, values } = await bench.weight(form, count, n, k);
       const shares = bench.matrix(tokens, topK);
       const [ids, weights] = [await bench.put(chosen, 'i32'), await bench.put(shares)];
-      return { op: { op: 'experts', tokens, topK, experts: count, n, k, weight, ids: ids.id, weights: weights.id }, values, shares };
+      return { op: { op: 'experts', tokens, topK, first: 0, experts: count, n, k, weight, ids: ids.id, weights: weights.id }, values, shares };
     }
 
     test.each(['bf16', 'int8', 'f32'] as const)('spread, %s', async (form) => {
@@ -195,6 +203,25 @@ describe.each(opsBackends)('%s', (backend) => {
       const [from, out] = [await bench.put(x), await bench.room(tokens * topK * n)];
       await bench.run({ ...op, how: 'spread', x: from.id, out: out.id });
       expectClose(await bench.read(out), x.flatMap((row, t) => chosen[t]!.flatMap((e) => product(values[e]!, row))));
+    });
+
+    test('of a part of them: spread leaves what was chosen of others, gather adds nothing for it', async () => {
+      const { op, values, shares } = await setting('bf16');
+      // Those that are there count as experts 2 to 6.
+      const part = { ...op, first: 2 };
+      const there = (e: number): number[][] | undefined => values[e - 2];
+      const x = bench.matrix(tokens, k);
+      const [from, out] = [await bench.put(x), await bench.room(tokens * topK * n)];
+      await bench.run({ ...part, how: 'spread', x: from.id, out: out.id });
+      const untouched = Array.from({ length: n }, () => 7);
+      expectClose(await bench.read(out), x.flatMap((row, t) => chosen[t]!.flatMap((e) => (there(e) ? product(there(e)!, row) : untouched))));
+      const inner = bench.matrix(tokens * topK, k);
+      const [from2, out2] = [await bench.put(inner), await bench.room(tokens * n)];
+      await bench.run({ ...part, how: 'gather', x: from2.id, out: out2.id });
+      expectClose(await bench.read(out2), chosen.flatMap((picks, t) => {
+        const parts = picks.map((e, i) => (there(e) ? product(there(e)!, inner[t * topK + i]!) : Array.from({ length: n }, () => 0)));
+        return Array.from({ length: n }, (_, j) => 7 + parts.reduce((sum, part, i) => sum + shares[t]![i]! * part[j]!, 0));
+      }));
     });
 
     test.each(['bf16', 'int8', 'f32'] as const)('gather, %s', async (form) => {
