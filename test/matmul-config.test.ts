@@ -1,7 +1,7 @@
 /** How products are cut: pure, for any shape and kind of device. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { matmulConfig, tileRows } from '../src/webgpu/matmul-config.ts';
+import { matmulConfig, tileConfig, tileRows, tileTokens } from '../src/webgpu/matmul-config.ts';
 import { weightReader } from '../src/webgpu/weight.ts';
 
 /** WebGPU's defaults. */
@@ -17,6 +17,23 @@ test('every shape is cut into what any device can do', () => {
     expect(lanes & (lanes - 1)).toBe(0);
     expect(rows % 2).toBe(0);
     expect(tileRows(config) * lanes).toBe(threads * rows);
+  }));
+});
+
+test('tiles are what any device can do, whatever the unit of the weight', () => {
+  for (const kind of ['gpu', 'software'] as const) {
+    const config = tileConfig(kind, 128, 1024)!;
+    const { threads, tileRows: rows, pairs, tokens, step } = config;
+    expect(threads).toBeLessThanOrEqual(MOST_THREADS);
+    expect((rows + tileTokens(config)) * step * 4).toBeLessThanOrEqual(MOST_BYTES);
+    expect((rows / (2 * pairs)) * (tileTokens(config) / tokens)).toBe(threads);
+    for (const unit of [4, 8, 16]) expect(step % unit).toBe(0);
+  }
+});
+
+test('a chunk of a prompt is tiled; steps of a few texts and matrices of a few rows are not', () => {
+  fc.assert(fc.property(fc.constantFrom('gpu', 'software'), fc.integer({ min: 1, max: 4096 }), fc.integer({ min: 1, max: 200_000 }), (kind, tokens, n) => {
+    expect(tileConfig(kind, tokens, n) !== undefined).toBe(tokens >= 32 && n >= (kind === 'gpu' ? 64 : 32));
   }));
 });
 

@@ -108,6 +108,50 @@ describe.each(opsBackends)('%s', (backend) => {
       expectClose(await bench.read(out), x.flatMap((row) => product(values[0]!, row)), 5e-5);
     });
 
+    // Tiles that are full, that end at rows, tokens and k, and units that are cut short.
+    test.each(forms.flatMap((form) => [[form, 128, 64, 64], [form, 70, 77, 80], [form, 33, 130, 36], ...(form === 'int8' ? [] : [[form, 40, 65, 37] as const])] as const))(
+      'many tokens: %s, %i tokens, %i x %i', async (form, tokens, n, k) => {
+        const x = bench.matrix(tokens, k);
+        const { weight, values } = await bench.weight(form, 1, n, k);
+        const [from, out] = [await bench.put(x), await bench.room(tokens * n)];
+        await bench.run({ ...base, tokens, n, k, x: rows(from, k), weight, out: rows(out, n) });
+        expectClose(await bench.read(out), x.flatMap((row) => product(values[0]!, row)));
+      });
+
+    test('many tokens, by heads: slices of bf16 in, wider rows of bf16 out, what is beside them left', async () => {
+      const [tokens, heads, n, k] = [35, 2, 70, 20];
+      const x = bench.matrix(tokens * heads, k + 4, 'bf16');
+      const { weight, values } = await bench.weight('bf16', heads, n, k);
+      const [from, out] = [await bench.put(x, 'bf16'), await bench.room(tokens * heads * (n + 2), 'bf16')];
+      await bench.run({
+        ...base, tokens, groups: heads, n, k, x: rows(from, heads * (k + 4), { group: k + 4, offset: 4 }), xBf16: true, weight, out: rows(out, heads * (n + 2), { group: n + 2, offset: 2 }), outBf16: true,
+      });
+      expectClose(await bench.read(out), Array.from({ length: tokens }, (_, t) => values.flatMap((matrix, h) => [7, 7, ...product(matrix, x[t * heads + h]!.slice(4))])).flat(), BF16);
+    });
+
+    test('many tokens accumulate', async () => {
+      const [tokens, n, k] = [50, 66, 48];
+      const [x, before] = [bench.matrix(tokens, k), bench.matrix(tokens, n)];
+      const { weight, values } = await bench.weight('int8', 1, n, k);
+      const [from, out] = [await bench.put(x), await bench.put(before)];
+      await bench.run({ ...base, tokens, n, k, x: rows(from, k), weight, out: rows(out, n), accumulate: true });
+      expectClose(await bench.read(out), x.flatMap((row, t) => product(values[0]!, row).map((v, j) => before[t]![j]! + v)), 5e-5);
+    });
+
+    // What a scratch tensor holds past the step's tokens may be a NaN.
+    test('many tokens: NaN in a token reaches that token alone', async () => {
+      const [tokens, n, k] = [40, 64, 36];
+      const x = bench.matrix(tokens, k);
+      x[5]![35] = NaN;
+      const { weight, values } = await bench.weight('bf16', 1, n, k);
+      const [from, out] = [await bench.put(x), await bench.room(tokens * n)];
+      await bench.run({ ...base, tokens, n, k, x: rows(from, k), weight, out: rows(out, n) });
+      const got = await bench.read(out);
+      expect(got.slice(5 * n, 6 * n).every(Number.isNaN)).toBe(true);
+      got.splice(5 * n, n);
+      expectClose(got, x.filter((_, t) => t !== 5).flatMap((row) => product(values[0]!, row)));
+    });
+
     test('bf16 is rounded to nearest even', async () => {
       // 1 + 2^-8 is halfway between two; one is even.
       const x = [[1 + 2 ** -8, 1 + 3 * 2 ** -8, -(1 + 2 ** -8), 1 + 2 ** -8 + 2 ** -16]];
