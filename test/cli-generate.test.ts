@@ -25,7 +25,7 @@ async function generate(...args: string[]): Promise<{ status: number; out: strin
 describe('generate', () => {
   it('writes the text as it comes, then figures', async () => {
     const { status, out, err } = await generate(model, '--prompt', 'Once upon', '--max-tokens', '12');
-    expect(err).toMatch(/^\d+ tokens; the first after [\d.]+ ms, then [\d.]+ tokens a second \(.*, cpu: auto took webgpu, .*\)\n$/);
+    expect(err).toMatch(/^\d+ tokens; the first after [\d.]+ ms, then [\d.]+ tokens a second \(.*, cpu: auto took webgpu, .*\)\ncache: 480 B a token \(160 B a layer\); keys and values of every head would take 1,920 B, 4.00 times that\n$/);
     expect(status).toBe(0);
     expect(out.endsWith('\n')).toBe(true);
   });
@@ -34,7 +34,7 @@ describe('generate', () => {
     const args = [model, '--prompt', 'a', '--max-tokens', '8', '--temperature', '1', '--top-k', '20', '--top-p', '0.9', '--repetition-penalty', '1.2', '--seed', '5', '--json'];
     const [a, b] = [await generate(...args), await generate(...args)];
     const [first, second] = [JSON.parse(a.out), JSON.parse(b.out)] as { text: string; tokens: number; backend: string }[];
-    expect(first).toMatchObject({ model, backend: 'cpu', prompt: 'a', reason: expect.stringContaining('auto took webgpu') });
+    expect(first).toMatchObject({ model, backend: 'cpu', prompt: 'a', reason: expect.stringContaining('auto took webgpu'), cacheBytesPerToken: 480, perHeadCacheBytesPerToken: 1920, cacheRatio: 4 });
     expect(first!.tokens).toBeLessThanOrEqual(8);
     expect(second!.text).toBe(first!.text);
   });

@@ -2,6 +2,7 @@
 import { MlaError, describe, type MlaErrorCode } from '../errors.ts';
 import type { GenerateOptions } from '../model/generate.ts';
 import { folderSource } from '../model/folder-source.ts';
+import type { ModelInfo } from '../model/info.ts';
 import { loadModel, type Model } from '../model/model.ts';
 import type { ModelSource } from '../model/source.ts';
 import { hubSource, urlSource } from '../model/url-source.ts';
@@ -73,10 +74,12 @@ export async function generate(args: readonly string[], context: Context): Promi
     const perSecond = tokens > 1 ? (1000 * (tokens - 1)) / ms : NaN;
     if (json) {
       const { backend, device, tier } = mla.info;
-      context.stdout.write(`${JSON.stringify({ model: name, backend, reason, device, tier: tier ?? null, prompt, text, tokens, loadMs, firstTokenMs: promptMs, tokensPerSecond: Number.isFinite(perSecond) ? perSecond : null }, null, 1)}\n`);
+      const { cacheBytesPerToken, perHeadCacheBytesPerToken, cacheRatio } = model.info;
+      context.stdout.write(`${JSON.stringify({ model: name, backend, reason, device, tier: tier ?? null, cacheBytesPerToken, perHeadCacheBytesPerToken, cacheRatio, prompt, text, tokens, loadMs, firstTokenMs: promptMs, tokensPerSecond: Number.isFinite(perSecond) ? perSecond : null }, null, 1)}\n`);
     } else {
       context.stdout.write('\n');
       context.stderr.write(`${tokens} tokens; the first after ${figure(promptMs)} ms${Number.isFinite(perSecond) ? `, then ${figure(perSecond)} tokens a second` : ''} (${mla.info.device}, ${mla.info.backend}: ${reason})\n`);
+      context.stderr.write(`${cacheLine(model.info)}\n`);
     }
     return 0;
   } finally {
@@ -95,6 +98,11 @@ async function openForModel(context: Context, choice: MlaChoice): Promise<{ mla:
     if (choice.tier !== undefined || !(error instanceof MlaError) || !UNAVAILABLE.includes(error.code)) throw error;
     return { mla: await openMla(context, { ...choice, backend: 'cpu' }), reason: `auto took cpu; no webgpu: ${oneLine(error)}` };
   }
+}
+
+function cacheLine({ cacheBytesPerToken, cacheBytesPerTokenAndLayer, perHeadCacheBytesPerToken, cacheRatio }: ModelInfo): string {
+  const bytes = (count: number): string => `${count.toLocaleString('en-US')} B`;
+  return `cache: ${bytes(cacheBytesPerToken)} a token (${bytes(cacheBytesPerTokenAndLayer)} a layer); keys and values of every head would take ${bytes(perHeadCacheBytesPerToken)}, ${figure(cacheRatio)} times that`;
 }
 
 function readSampling(options: Options): GenerateOptions {

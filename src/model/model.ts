@@ -13,6 +13,7 @@ import { Checkpoint, type LoadProgress } from './checkpoint.ts';
 import { parseConfig, type DeepSeekConfig } from './config.ts';
 import { Decoder } from './decoder.ts';
 import { Engine } from './engine.ts';
+import { modelInfo, type ModelInfo } from './info.ts';
 import { generateText, type GenerateOptions } from './generate.ts';
 import { decoderShape, loadWeights, type LoadOptions } from './load.ts';
 import { readJson, type ModelSource } from './source.ts';
@@ -34,12 +35,14 @@ const MAX_TOKENS = 128;
 
 export class Model {
   readonly config: DeepSeekConfig;
+  readonly info: ModelInfo;
   readonly tokenizer: Tokenizer;
   readonly decoder: Decoder;
   readonly engine: Engine;
 
   constructor(config: DeepSeekConfig, tokenizer: Tokenizer, decoder: Decoder) {
     this.config = config;
+    this.info = modelInfo(config);
     this.tokenizer = tokenizer;
     this.decoder = decoder;
     this.engine = new Engine(decoder, decoder.maxTokens);
