@@ -108,8 +108,8 @@ describe.each(opsBackends)('%s', (backend) => {
       expectClose(await bench.read(out), x.flatMap((row) => product(values[0]!, row)), 5e-5);
     });
 
-    // Tiles that are full, that end at rows, tokens and k, and units that are cut short.
-    test.each(forms.flatMap((form) => [[form, 128, 64, 64], [form, 70, 77, 80], [form, 33, 130, 36], ...(form === 'int8' ? [] : [[form, 40, 65, 37] as const])] as const))(
+    // Tiles that are full, that end at rows, tokens and k, and units that are cut short; as many as a GPU is given tiles for.
+    test.each(forms.flatMap((form) => [[form, 128, 2048, 32], [form, 70, 2021, 80], [form, 33, 4034, 36], ...(form === 'int8' ? [] : [[form, 40, 4033, 37] as const])] as const))(
       'many tokens: %s, %i tokens, %i x %i', async (form, tokens, n, k) => {
         const x = bench.matrix(tokens, k);
         const { weight, values } = await bench.weight(form, 1, n, k);
@@ -119,7 +119,7 @@ describe.each(opsBackends)('%s', (backend) => {
       });
 
     test('many tokens, by heads: slices of bf16 in, wider rows of bf16 out, what is beside them left', async () => {
-      const [tokens, heads, n, k] = [35, 2, 70, 20];
+      const [tokens, heads, n, k] = [35, 33, 70, 20];
       const x = bench.matrix(tokens * heads, k + 4, 'bf16');
       const { weight, values } = await bench.weight('bf16', heads, n, k);
       const [from, out] = [await bench.put(x, 'bf16'), await bench.room(tokens * heads * (n + 2), 'bf16')];
@@ -130,7 +130,7 @@ describe.each(opsBackends)('%s', (backend) => {
     });
 
     test('many tokens accumulate', async () => {
-      const [tokens, n, k] = [50, 66, 48];
+      const [tokens, n, k] = [50, 4034, 48];
       const [x, before] = [bench.matrix(tokens, k), bench.matrix(tokens, n)];
       const { weight, values } = await bench.weight('int8', 1, n, k);
       const [from, out] = [await bench.put(x), await bench.put(before)];
@@ -140,7 +140,7 @@ describe.each(opsBackends)('%s', (backend) => {
 
     // What a scratch tensor holds past the step's tokens may be a NaN.
     test('many tokens: NaN in a token reaches that token alone', async () => {
-      const [tokens, n, k] = [40, 64, 36];
+      const [tokens, n, k] = [40, 4040, 36];
       const x = bench.matrix(tokens, k);
       x[5]![35] = NaN;
       const { weight, values } = await bench.weight('bf16', 1, n, k);

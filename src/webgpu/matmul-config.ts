@@ -55,8 +55,13 @@ const TILES: Readonly<Record<DeviceKind, TileConfig>> = {
   gpu: { threads: 64, tileRows: 64, pairs: 4, tokens: 8, step: 16 },
 };
 
-/** Undefined where the kernel for a few tokens is the quicker one. @param n rows a group */
-export function tileConfig(kind: DeviceKind, tokens: number, n: number): TileConfig | undefined {
+/** Fewer tiles leave most of a large GPU idle, where the other kernel cuts rows along k until it is full. */
+const FEWEST_TILES: Readonly<Record<DeviceKind, number>> = { software: 1, gpu: 64 };
+
+/** Undefined where the kernel for a few tokens is to be taken. @param n rows a group */
+export function tileConfig(kind: DeviceKind, tokens: number, groups: number, n: number): TileConfig | undefined {
   const config = TILES[kind];
-  return tokens >= FEWEST_TILED_TOKENS && n >= config.tileRows ? config : undefined;
+  if (tokens < FEWEST_TILED_TOKENS || n < config.tileRows) return undefined;
+  const tiles = groups * Math.ceil(n / config.tileRows) * Math.ceil(tokens / tileTokens(config));
+  return tiles >= FEWEST_TILES[kind] ? config : undefined;
 }

@@ -17,7 +17,7 @@ export function matmul(op: MatmulOp, launching: Launching): Dispatch {
   const { tokens, groups, n, k, x, out, weight, outBf16, accumulate } = op;
   if (x.tensor === out.tensor) throw new MlaError('invalid-argument', 'a product cannot be written into its factor', { argument: 'out', expected: 'another tensor than x', got: 'x' });
   if (outBf16) checkPairs(out, n);
-  const tile = tileConfig(traits.kind, tokens, n);
+  const tile = tileConfig(traits.kind, tokens, groups, n);
   if (tile) return matmulTiled(op, tile, launching);
   const rows = weightReader(weight, k);
   const vectors = vectorReader(x, k, op.xBf16);
