@@ -5,10 +5,13 @@
 // How work is cut: workgroup (x, y) = (token and choice, or token; tile of rows). Within a workgroup as in matmul.wgsl, with one
 // token; to gather, the choices one after the other. Tokens are neighbours in time, so that one finds in the cache what another read.
 //
+// The weight has experts from `first` on, `experts` of them: choices of others add nothing, and spread writes nothing for them. They
+// cost no reads, but threads do not leave, since barriers follow.
+//
 // The launcher (src/webgpu/experts.ts) puts the constants, the bindings, `load_unit`, `quad_of`, `load_x`, `row_scale` and
 // lane_sums.wgsl in front.
 
-struct Params { at: u32, n: u32, k: u32, top_k: u32 }
+struct Params { at: u32, n: u32, k: u32, top_k: u32, first: u32, experts: u32 }
 
 const ROW_GROUPS = THREADS / LANES;
 
@@ -30,13 +33,15 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let x_at = choice / p.top_k * p.k;
     let share = 1.0;
   #end
-    let expert = ids[choice];
+    // One before the first wraps to one past the last.
+    let expert = ids[choice] - p.first;
+    let own_units = select(0u, units, expert < p.experts);
     #unroll r < ROWS
-    let row_$r = expert * p.n + min(own_row + $ru, p.n - 1u);
+    let row_$r = min(expert, p.experts - 1u) * p.n + min(own_row + $ru, p.n - 1u);
     let factor_$r = share * row_scale(row_$r);
     var part_$r = 0.0;
     #end
-    for (var u = thread % LANES; u < units; u += LANES) {
+    for (var u = thread % LANES; u < own_units; u += LANES) {
       #unroll r < ROWS
       let unit_$r = load_unit(row_$r, u, units);
       #end
@@ -63,7 +68,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     #if GATHER
     out[workgroup.x * p.n + j] += value;
     #else
-    out[workgroup.x * p.n + j] = value;
+    if (ids[workgroup.x] - p.first < p.experts) { out[workgroup.x * p.n + j] = value; }
     #end
   }
 }

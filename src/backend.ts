@@ -80,7 +80,7 @@ export interface CopyBlocksOp {
 
 export type HostData = Float32Array | Uint16Array | Int32Array;
 
-type Sync<T> = T | Promise<T>;
+export type Sync<T> = T | Promise<T>;
 
 export interface Backend {
   /** Another object when something in it has changed. */
@@ -93,6 +93,8 @@ export interface Backend {
   read(id: TensorId): Promise<ArrayBuffer>;
   /** `discard`: the memory is not kept for reuse. */
   release(id: TensorId, discard?: boolean): Sync<void>;
+  /** Backends whose kernels serve few shapes have it. @throws MlaError limit-exceeded: none serves decode calls of this one */
+  checkDecode?(shape: DecodeShape): Sync<void>;
   decode(op: DecodeOp): Sync<void>;
   append(op: AppendOp): Sync<void>;
   copyBlocks(op: CopyBlocksOp): Sync<void>;

@@ -2,7 +2,7 @@
  * The host side of every backend: checks arguments, names tensors, makes metadata, and hands plain operations to
  * a Backend in call order. This is the one implementation of the Mla interface.
  */
-import { isIndex, type Backend, type DecodeOp, type HostData } from './backend.ts';
+import { isIndex, type Backend, type DecodeOp, type DecodeShape, type HostData } from './backend.ts';
 import { MlaError, describe } from './errors.ts';
 import { PagedCache } from './kv-cache.ts';
 import type {
@@ -103,6 +103,13 @@ export class MlaHost implements Mla {
       },
       metadataId: (metadata) => this.#metadataId(metadata),
     }));
+  }
+
+  /** @see checkRuns @throws MlaError backend-unavailable, limit-exceeded, destroyed */
+  async checkRuns(shape: DecodeShape): Promise<void> {
+    this.#checkAlive();
+    runnerOf(this.#backend);
+    await this.#backend.checkDecode?.(shape);
   }
 
   async createKvCache(options: KvCacheOptions): Promise<PagedKvCache> {

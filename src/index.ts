@@ -18,6 +18,7 @@ export type { DeviceOptions } from './webgpu/device.ts';
 export type { TuneMode } from './webgpu/tune-mode.ts';
 export { loadModel } from './model/model.ts';
 export type { Model, ModelOptions } from './model/model.ts';
+export type { ModelInfo } from './model/info.ts';
 export type { GenerateOptions } from './model/generate.ts';
 export type { LoadProgress } from './model/checkpoint.ts';
 export type { ModelSource } from './model/source.ts';

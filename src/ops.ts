@@ -25,11 +25,14 @@ export interface Weight {
   readonly scales: TensorId | undefined;
 }
 
-/** out[t, :] = table[ids[t], :]. */
+/** out[t, :] = table[ids[t] - first, :] where the table has that row; elsewhere out[t, :] stays. */
 export interface EmbedOp {
   readonly op: 'embed';
   readonly ids: Int32Array;
-  /** [vocab, n], bf16 or f32. */
+  /** Id of the table's first row. */
+  readonly first: number;
+  readonly rows: number;
+  /** [rows, n], bf16 or f32. */
   readonly table: TensorId;
   readonly tableDtype: 'bf16' | 'f32';
   readonly n: number;
@@ -146,13 +149,15 @@ export interface RouterOp {
 
 /**
  * Matrix products with the expert that the router chose. 'spread': out[t, e, :] = W[ids[t, e]] x[t, :]. 'gather':
- * out[t, :] += sum_e weights[t, e] W[ids[t, e]] x[t, e, :]. f32.
+ * out[t, :] += sum_e weights[t, e] W[ids[t, e]] x[t, e, :]. f32. The weight has experts `first` to `first + experts` (exclusive);
+ * choices of others change nothing.
  */
 export interface ExpertsOp {
   readonly op: 'experts';
   readonly how: 'spread' | 'gather';
   readonly tokens: number;
   readonly topK: number;
+  readonly first: number;
   readonly experts: number;
   readonly n: number;
   readonly k: number;

@@ -1,5 +1,5 @@
 /** The way from tensors to a backend's `run`: what models are made of. Inside this package only. */
-import type { Backend, TensorId } from './backend.ts';
+import type { Backend, DecodeShape, TensorId } from './backend.ts';
 import { MlaError } from './errors.ts';
 import type { Mla, MlaMetadata, MlaTensor } from './mla.ts';
 import type { StepOp } from './ops.ts';
@@ -24,6 +24,7 @@ export function runnerOf(backend: Backend): NonNullable<Backend['run']> {
 /** An instance made by this package: it has what the public interface does not show. */
 interface Runs {
   run(build: BuildStep): Promise<void>;
+  checkRuns(shape: DecodeShape): Promise<void>;
 }
 
 /**
@@ -33,4 +34,12 @@ interface Runs {
  */
 export async function runOps(mla: Mla, build: BuildStep): Promise<void> {
   return (mla as Mla & Runs).run(build);
+}
+
+/**
+ * Whether an instance runs a model's operations, with attention of this shape: asked before a model is read.
+ * @throws MlaError backend-unavailable, limit-exceeded, destroyed
+ */
+export async function checkRuns(mla: Mla, shape: DecodeShape): Promise<void> {
+  return (mla as Mla & Runs).checkRuns(shape);
 }

@@ -3,7 +3,9 @@ import { cp, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { MlaChoice } from '../src/cli/context.ts';
 import { run } from '../src/cli/run.ts';
+import { MlaError } from '../src/errors.ts';
 import { fakeContext } from './fake-context.ts';
 
 let model: string;
@@ -23,7 +25,7 @@ async function generate(...args: string[]): Promise<{ status: number; out: strin
 describe('generate', () => {
   it('writes the text as it comes, then figures', async () => {
     const { status, out, err } = await generate(model, '--prompt', 'Once upon', '--max-tokens', '12');
-    expect(err).toMatch(/^\d+ tokens; the first after [\d.]+ ms, then [\d.]+ tokens a second \(.*, cpu\)\n$/);
+    expect(err).toMatch(/^\d+ tokens; the first after [\d.]+ ms, then [\d.]+ tokens a second \(.*, cpu: auto took webgpu, .*\)\ncache: 480 B a token \(160 B a layer\); keys and values of every head would take 1,920 B, 4.00 times that\n$/);
     expect(status).toBe(0);
     expect(out.endsWith('\n')).toBe(true);
   });
@@ -32,9 +34,29 @@ describe('generate', () => {
     const args = [model, '--prompt', 'a', '--max-tokens', '8', '--temperature', '1', '--top-k', '20', '--top-p', '0.9', '--repetition-penalty', '1.2', '--seed', '5', '--json'];
     const [a, b] = [await generate(...args), await generate(...args)];
     const [first, second] = [JSON.parse(a.out), JSON.parse(b.out)] as { text: string; tokens: number; backend: string }[];
-    expect(first).toMatchObject({ model, backend: 'cpu', prompt: 'a' });
+    expect(first).toMatchObject({ model, backend: 'cpu', prompt: 'a', reason: expect.stringContaining('auto took webgpu'), cacheBytesPerToken: 480, perHeadCacheBytesPerToken: 1920, cacheRatio: 4 });
     expect(first!.tokens).toBeLessThanOrEqual(8);
     expect(second!.text).toBe(first!.text);
+  });
+
+  it('auto asks for webgpu, not for cuda, and takes cpu where there is none; nothing else is replaced', async () => {
+    const args = [model, '--prompt', 'a', '--max-tokens', '2', '--json'];
+    const plain = fakeContext();
+    expect(await run(['generate', ...args], plain)).toBe(0);
+    expect(plain.choices.map(({ backend }) => backend)).toEqual(['webgpu']);
+
+    const context = fakeContext();
+    const without = {
+      ...context,
+      createMla: (choice: MlaChoice) => {
+        if (choice.backend === 'cpu') return context.createMla(choice);
+        throw new MlaError('backend-unavailable', 'no adapter here', { argument: 'backend' });
+      },
+    };
+    expect(await run(['generate', ...args], without)).toBe(0);
+    expect(JSON.parse(context.out)).toMatchObject({ backend: 'cpu', reason: 'auto took cpu; no webgpu: backend: no adapter here' });
+    expect(await run(['generate', ...args, '--backend', 'webgpu'], without)).toBe(1);
+    expect(context.err).toContain('no adapter here');
   });
 
   it('runs int8 weights', async () => {

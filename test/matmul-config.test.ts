@@ -1,7 +1,7 @@
 /** How products are cut: pure, for any shape and kind of device. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { matmulConfig, tileRows } from '../src/webgpu/matmul-config.ts';
+import { matmulConfig, tileConfig, tileRows, tileTokens } from '../src/webgpu/matmul-config.ts';
 import { weightReader } from '../src/webgpu/weight.ts';
 
 /** WebGPU's defaults. */
@@ -18,6 +18,32 @@ test('every shape is cut into what any device can do', () => {
     expect(rows % 2).toBe(0);
     expect(tileRows(config) * lanes).toBe(threads * rows);
   }));
+});
+
+test('tiles are what any device can do, whatever the unit of the weight', () => {
+  for (const kind of ['gpu', 'software'] as const) {
+    const config = tileConfig(kind, 128, 1, 4096)!;
+    const { threads, tileRows: rows, pairs, tokens, step } = config;
+    expect(threads).toBeLessThanOrEqual(MOST_THREADS);
+    expect((rows + tileTokens(config)) * step * 4).toBeLessThanOrEqual(MOST_BYTES);
+    expect((rows / (2 * pairs)) * (tileTokens(config) / tokens)).toBe(threads);
+    for (const unit of [4, 8, 16]) expect(step % unit).toBe(0);
+  }
+});
+
+test('a chunk of a prompt is tiled; steps of a few texts and matrices of a few rows are not', () => {
+  const tiled = (kind: 'gpu' | 'software', tokens: number, groups: number, n: number): boolean => tileConfig(kind, tokens, groups, n) !== undefined;
+  for (const kind of ['gpu', 'software'] as const) {
+    for (const tokens of [1, 8, 31]) expect(tiled(kind, tokens, 1, 100_000)).toBe(false);
+    for (const tokens of [32, 128, 4096]) expect(tiled(kind, tokens, 1, 7168)).toBe(true);
+    expect(tiled(kind, 128, 128, 512)).toBe(true);
+    expect(tiled(kind, 128, 128, 16)).toBe(false);
+  }
+});
+
+test('a GPU is not left idle by few tiles; a software adapter has no more threads than that', () => {
+  expect([tileConfig('gpu', 128, 1, 576), tileConfig('gpu', 128, 1, 2048), tileConfig('gpu', 512, 1, 576)].map((config) => config !== undefined)).toEqual([false, true, true]);
+  expect(tileConfig('software', 32, 1, 32)).toBeDefined();
 });
 
 test('one token is not computed several times, and eight share a load', () => {

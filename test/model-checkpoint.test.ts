@@ -128,7 +128,7 @@ describe('rows and pieces', () => {
     const checkpoint = await open(await write({ gate: f32([3, 8], gate) }, { up: f32([3, 8], up) }));
     const stack = { shape: [6, 8], parts: [{ name: 'gate', shape: [3, 8] }, { name: 'up', shape: [3, 8] }] };
     const pieces = [];
-    for await (const piece of checkpoint.pieces(stack, 'f32', 16)) pieces.push(piece);
+    for await (const piece of checkpoint.pieces(stack, 'f32', { elements: 16 })) pieces.push(piece);
     expect(pieces.map(({ row, rows }) => [row, rows])).toEqual([[0, 2], [2, 1], [3, 2], [5, 1]]);
     expect(pieces.flatMap(({ values }) => [...values])).toEqual([...numbers]);
   });
@@ -257,7 +257,7 @@ describe('a signal', () => {
     const stack = { shape: [12, 8], parts: [{ name: 'a', shape: [6, 8] }, { name: 'b', shape: [6, 8] }] };
     let pieces = 0;
     await expectRefusal(async () => {
-      for await (const _ of checkpoint.pieces(stack, 'bf16', 8, controller.signal)) if (++pieces === 3) controller.abort('enough');
+      for await (const _ of checkpoint.pieces(stack, 'bf16', { elements: 8, signal: controller.signal })) if (++pieces === 3) controller.abort('enough');
     }, 'aborted');
     expect(pieces).toBe(3);
     const error = await expectRefusal(() => open(folder, { signal: AbortSignal.abort('enough') }), 'aborted');

@@ -139,7 +139,7 @@ describe('steps on webgpu', () => {
         });
         const angles = Float32Array.from({ length: ROPE }, (_, i) => (i % 2 === 0 ? 1 : 0));
         return [
-          { op: 'embed', ids: Int32Array.of(random.below(vocab)), table: names.id(table, 'table'), tableDtype: 'bf16', n: hidden, out: names.id(x, 'x') },
+          { op: 'embed', ids: Int32Array.of(random.below(vocab)), first: 0, rows: vocab, table: names.id(table, 'table'), tableDtype: 'bf16', n: hidden, out: names.id(x, 'x') },
           ...Array.from({ length: layers }, (_, layer): StepOp[] => [
             { op: 'rmsNorm', tokens: 1, n: hidden, x: row(x, hidden), weight: names.id(norm, 'norm'), eps: 1e-6, out: row(normed, hidden) },
             product(WIDTH, hidden, normed, down, latent),

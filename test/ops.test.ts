@@ -19,8 +19,16 @@ describe.each(opsBackends)('%s', (backend) => {
   test.each([['bf16', 37], ['bf16', 40], ['f32', 37]] as const)('embed from %s, %i wide', async (tableDtype, n) => {
     const values = bench.matrix(11, n, tableDtype);
     const [table, out] = [await bench.put(values, tableDtype), await bench.room(3 * n)];
-    await bench.run({ op: 'embed', ids: Int32Array.of(10, 0, 3), table: table.id, tableDtype, n, out: out.id });
+    await bench.run({ op: 'embed', ids: Int32Array.of(10, 0, 3), first: 0, rows: 11, table: table.id, tableDtype, n, out: out.id });
     expect(await bench.read(out)).toEqual([10, 0, 3].flatMap((id) => values[id]!));
+  });
+
+  test('embed from a part of a table: other ids leave their rows', async () => {
+    const values = bench.matrix(4, 6, 'bf16');
+    const [table, out] = [await bench.put(values, 'bf16'), await bench.room(5 * 6)];
+    await bench.run({ op: 'embed', ids: Int32Array.of(8, 2, 3, 6, 7), first: 3, rows: 4, table: table.id, tableDtype: 'bf16', n: 6, out: out.id });
+    const untouched = Array.from({ length: 6 }, () => 7);
+    expect(await bench.read(out)).toEqual([untouched, untouched, values[0]!, values[3]!, untouched].flat());
   });
 
   test('rmsNorm of slices, into slices', async () => {
@@ -98,6 +106,50 @@ describe.each(opsBackends)('%s', (backend) => {
       const [from, out] = [await bench.put(x), await bench.room(2 * n)];
       await bench.run({ ...base, tokens: 2, n, k, x: rows(from, k), weight, out: rows(out, n) });
       expectClose(await bench.read(out), x.flatMap((row) => product(values[0]!, row)), 5e-5);
+    });
+
+    // Tiles that are full, that end at rows, tokens and k, and units that are cut short; as many as a GPU is given tiles for.
+    test.each(forms.flatMap((form) => [[form, 128, 2048, 32], [form, 70, 2021, 80], [form, 33, 4034, 36], ...(form === 'int8' ? [] : [[form, 40, 4033, 37] as const])] as const))(
+      'many tokens: %s, %i tokens, %i x %i', async (form, tokens, n, k) => {
+        const x = bench.matrix(tokens, k);
+        const { weight, values } = await bench.weight(form, 1, n, k);
+        const [from, out] = [await bench.put(x), await bench.room(tokens * n)];
+        await bench.run({ ...base, tokens, n, k, x: rows(from, k), weight, out: rows(out, n) });
+        expectClose(await bench.read(out), x.flatMap((row) => product(values[0]!, row)));
+      });
+
+    test('many tokens, by heads: slices of bf16 in, wider rows of bf16 out, what is beside them left', async () => {
+      const [tokens, heads, n, k] = [35, 33, 70, 20];
+      const x = bench.matrix(tokens * heads, k + 4, 'bf16');
+      const { weight, values } = await bench.weight('bf16', heads, n, k);
+      const [from, out] = [await bench.put(x, 'bf16'), await bench.room(tokens * heads * (n + 2), 'bf16')];
+      await bench.run({
+        ...base, tokens, groups: heads, n, k, x: rows(from, heads * (k + 4), { group: k + 4, offset: 4 }), xBf16: true, weight, out: rows(out, heads * (n + 2), { group: n + 2, offset: 2 }), outBf16: true,
+      });
+      expectClose(await bench.read(out), Array.from({ length: tokens }, (_, t) => values.flatMap((matrix, h) => [7, 7, ...product(matrix, x[t * heads + h]!.slice(4))])).flat(), BF16);
+    });
+
+    test('many tokens accumulate', async () => {
+      const [tokens, n, k] = [50, 4034, 48];
+      const [x, before] = [bench.matrix(tokens, k), bench.matrix(tokens, n)];
+      const { weight, values } = await bench.weight('int8', 1, n, k);
+      const [from, out] = [await bench.put(x), await bench.put(before)];
+      await bench.run({ ...base, tokens, n, k, x: rows(from, k), weight, out: rows(out, n), accumulate: true });
+      expectClose(await bench.read(out), x.flatMap((row, t) => product(values[0]!, row).map((v, j) => before[t]![j]! + v)), 5e-5);
+    });
+
+    // What a scratch tensor holds past the step's tokens may be a NaN.
+    test('many tokens: NaN in a token reaches that token alone', async () => {
+      const [tokens, n, k] = [40, 4040, 36];
+      const x = bench.matrix(tokens, k);
+      x[5]![35] = NaN;
+      const { weight, values } = await bench.weight('bf16', 1, n, k);
+      const [from, out] = [await bench.put(x), await bench.room(tokens * n)];
+      await bench.run({ ...base, tokens, n, k, x: rows(from, k), weight, out: rows(out, n) });
+      const got = await bench.read(out);
+      expect(got.slice(5 * n, 6 * n).every(Number.isNaN)).toBe(true);
+      got.splice(5 * n, n);
+      expectClose(got, x.filter((_, t) => t !== 5).flatMap((row) => product(values[0]!, row)));
     });
 
     test('bf16 is rounded to nearest even', async () => {
@@ -186,7 +238,7 @@ describe.each(opsBackends)('%s', (backend) => {
       const { weight, values } = await bench.weight(form, count, n, k);
       const shares = bench.matrix(tokens, topK);
       const [ids, weights] = [await bench.put(chosen, 'i32'), await bench.put(shares)];
-      return { op: { op: 'experts', tokens, topK, experts: count, n, k, weight, ids: ids.id, weights: weights.id }, values, shares };
+      return { op: { op: 'experts', tokens, topK, first: 0, experts: count, n, k, weight, ids: ids.id, weights: weights.id }, values, shares };
     }
 
     test.each(['bf16', 'int8', 'f32'] as const)('spread, %s', async (form) => {
@@ -195,6 +247,25 @@ describe.each(opsBackends)('%s', (backend) => {
       const [from, out] = [await bench.put(x), await bench.room(tokens * topK * n)];
       await bench.run({ ...op, how: 'spread', x: from.id, out: out.id });
       expectClose(await bench.read(out), x.flatMap((row, t) => chosen[t]!.flatMap((e) => product(values[e]!, row))));
+    });
+
+    test('of a part of them: spread leaves what was chosen of others, gather adds nothing for it', async () => {
+      const { op, values, shares } = await setting('bf16');
+      // Those that are there count as experts 2 to 6.
+      const part = { ...op, first: 2 };
+      const there = (e: number): number[][] | undefined => values[e - 2];
+      const x = bench.matrix(tokens, k);
+      const [from, out] = [await bench.put(x), await bench.room(tokens * topK * n)];
+      await bench.run({ ...part, how: 'spread', x: from.id, out: out.id });
+      const untouched = Array.from({ length: n }, () => 7);
+      expectClose(await bench.read(out), x.flatMap((row, t) => chosen[t]!.flatMap((e) => (there(e) ? product(there(e)!, row) : untouched))));
+      const inner = bench.matrix(tokens * topK, k);
+      const [from2, out2] = [await bench.put(inner), await bench.room(tokens * n)];
+      await bench.run({ ...part, how: 'gather', x: from2.id, out: out2.id });
+      expectClose(await bench.read(out2), chosen.flatMap((picks, t) => {
+        const parts = picks.map((e, i) => (there(e) ? product(there(e)!, inner[t * topK + i]!) : Array.from({ length: n }, () => 0)));
+        return Array.from({ length: n }, (_, j) => 7 + parts.reduce((sum, part, i) => sum + shares[t]![i]! * part[j]!, 0));
+      }));
     });
 
     test.each(['bf16', 'int8', 'f32'] as const)('gather, %s', async (form) => {

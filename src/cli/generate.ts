@@ -1,13 +1,14 @@
 /** `flashmla-web generate`: text from a DeepSeek model, as it comes. */
-import { describe } from '../errors.ts';
+import { MlaError, describe, type MlaErrorCode } from '../errors.ts';
 import type { GenerateOptions } from '../model/generate.ts';
 import { folderSource } from '../model/folder-source.ts';
+import type { ModelInfo } from '../model/info.ts';
 import { loadModel, type Model } from '../model/model.ts';
 import type { ModelSource } from '../model/source.ts';
 import { hubSource, urlSource } from '../model/url-source.ts';
 import type { Mla } from '../mla.ts';
 import { openMla, type Context, type MlaChoice } from './context.ts';
-import { usageError } from './failure.ts';
+import { oneLine, usageError } from './failure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
 import { progress, type Progress } from './progress.ts';
 import { figure } from './stats.ts';
@@ -27,13 +28,16 @@ or hub:owner/name for the hub.
       --stop TEXT         ends the text when it comes
       --weights FORM      bf16 (default) or int8
       --context N         tokens that there is room for; 4096 when absent
-      --backend NAME      webgpu (default) or cpu
+      --backend NAME      auto (default: webgpu, else cpu), webgpu, cpu, or cuda, which runs attention and leaves the rest to the host
       --tier NAME         webgpu: kernel tier
       --dawn TOGGLES      webgpu: toggles for Dawn in place of the usual ones, as one argument
       --json              text and figures as JSON
 
 Exit status: 0 done, 2 bad input, 1 any other failure.
 `;
+
+/** What says that a backend does not exist here. */
+const UNAVAILABLE: readonly MlaErrorCode[] = ['backend-unavailable', 'missing-dependency'];
 
 /** Loading is shown in thousandths. */
 const STEPS = 1000;
@@ -57,11 +61,10 @@ export async function generate(args: readonly string[], context: Context): Promi
   if (weights !== 'bf16' && weights !== 'int8') throw usageError('is not a form of weights', '--weights', 'bf16 or int8', describe(weights));
   const numBlocks = Math.ceil((options.integer('context', 1) ?? 4096) / 64);
   const sampling = readSampling(options);
-  const asked = options.mla();
-  const choice: MlaChoice = { ...asked, backend: asked.backend === 'auto' ? 'webgpu' : asked.backend };
+  const choice = options.mla();
   const json = options.flag('json');
 
-  const mla = await openMla(context, choice);
+  const { mla, reason } = await openForModel(context, choice);
   let model: Model | undefined;
   try {
     const started = performance.now();
@@ -71,16 +74,35 @@ export async function generate(args: readonly string[], context: Context): Promi
     const perSecond = tokens > 1 ? (1000 * (tokens - 1)) / ms : NaN;
     if (json) {
       const { backend, device, tier } = mla.info;
-      context.stdout.write(`${JSON.stringify({ model: name, backend, device, tier: tier ?? null, prompt, text, tokens, loadMs, firstTokenMs: promptMs, tokensPerSecond: Number.isFinite(perSecond) ? perSecond : null }, null, 1)}\n`);
+      const { cacheBytesPerToken, perHeadCacheBytesPerToken, cacheRatio } = model.info;
+      context.stdout.write(`${JSON.stringify({ model: name, backend, reason, device, tier: tier ?? null, cacheBytesPerToken, perHeadCacheBytesPerToken, cacheRatio, prompt, text, tokens, loadMs, firstTokenMs: promptMs, tokensPerSecond: Number.isFinite(perSecond) ? perSecond : null }, null, 1)}\n`);
     } else {
       context.stdout.write('\n');
-      context.stderr.write(`${tokens} tokens; the first after ${figure(promptMs)} ms${Number.isFinite(perSecond) ? `, then ${figure(perSecond)} tokens a second` : ''} (${mla.info.device}, ${mla.info.backend})\n`);
+      context.stderr.write(`${tokens} tokens; the first after ${figure(promptMs)} ms${Number.isFinite(perSecond) ? `, then ${figure(perSecond)} tokens a second` : ''} (${mla.info.device}, ${mla.info.backend}: ${reason})\n`);
+      context.stderr.write(`${cacheLine(model.info)}\n`);
     }
     return 0;
   } finally {
     model?.destroy();
     await mla.destroy();
   }
+}
+
+/** `auto` means another order here than elsewhere: cuda's kernels are attention's alone. @throws MlaError */
+async function openForModel(context: Context, choice: MlaChoice): Promise<{ mla: Mla; reason: string }> {
+  if (choice.backend !== 'auto') return { mla: await openMla(context, choice), reason: 'asked for' };
+  try {
+    return { mla: await openMla(context, { ...choice, backend: 'webgpu' }), reason: 'auto took webgpu, which runs all of a layer on the device; cuda runs attention alone' };
+  } catch (error) {
+    // A tier is one of webgpu's.
+    if (choice.tier !== undefined || !(error instanceof MlaError) || !UNAVAILABLE.includes(error.code)) throw error;
+    return { mla: await openMla(context, { ...choice, backend: 'cpu' }), reason: `auto took cpu; no webgpu: ${oneLine(error)}` };
+  }
+}
+
+function cacheLine({ cacheBytesPerToken, cacheBytesPerTokenAndLayer, perHeadCacheBytesPerToken, cacheRatio }: ModelInfo): string {
+  const bytes = (count: number): string => `${count.toLocaleString('en-US')} B`;
+  return `cache: ${bytes(cacheBytesPerToken)} a token (${bytes(cacheBytesPerTokenAndLayer)} a layer); keys and values of every head would take ${bytes(perHeadCacheBytesPerToken)}, ${figure(cacheRatio)} times that`;
 }
 
 function readSampling(options: Options): GenerateOptions {

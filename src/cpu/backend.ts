@@ -5,10 +5,9 @@ import { encode16 } from '../bf16.ts';
 import { MlaError, describe } from '../errors.ts';
 import type { MemoryStats, MlaInfo } from '../mla.ts';
 import type { StepOp } from '../ops.ts';
+import { Pause } from './pause.ts';
 import { kept, run } from './run.ts';
 import { Tensors, type Memory } from './tensors.ts';
-
-const SLICE_MS = 8;
 
 export function createCpuBackend(reason: string): Backend {
   return new CpuBackend(reason);
@@ -23,7 +22,7 @@ class CpuBackend implements Backend {
   #bytes = 0;
   #allocated = 0;
   #destroyed = false;
-  #lastPause = 0;
+  readonly #pause = new Pause();
   #measured: number | undefined;
 
   constructor(reason: string) {
@@ -127,7 +126,7 @@ class CpuBackend implements Backend {
     const tensors = new Tensors((id) => found(known, id));
     this.#enqueue(async () => {
       const start = performance.now();
-      for (const op of own) for (const _ of run(op, tensors)) await this.#pause();
+      for (const op of own) for (const _ of run(op, tensors)) await this.#pause.turn();
       if (measured && this.#measured !== undefined) this.#measured += performance.now() - start;
     });
   }
@@ -145,12 +144,6 @@ class CpuBackend implements Backend {
         this.#failure ??= error;
       }
     });
-  }
-
-  async #pause(): Promise<void> {
-    if (performance.now() - this.#lastPause < SLICE_MS) return;
-    await new Promise<void>((resolve) => setTimeout(resolve, 0));
-    this.#lastPause = performance.now();
   }
 }
 

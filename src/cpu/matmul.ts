@@ -48,7 +48,7 @@ export function* experts(op: ExpertsOp, tensors: Tensors): Generator<void, void,
   let work = 0;
   for (let expert = 0; expert < op.experts; expert++) {
     const users: number[] = [];
-    for (let pair = 0; pair < op.tokens * topK; pair++) if (ids[pair] === expert) users.push(pair);
+    for (let pair = 0; pair < op.tokens * topK; pair++) if (ids[pair] === op.first + expert) users.push(pair);
     if (users.length === 0) continue;
     for (let j = 0; j < n; j++) {
       const scale = load(expert * n + j, weights);

@@ -3,12 +3,14 @@ import { decode16 } from '../bf16.ts';
 import type { EmbedOp, RmsNormOp, SwigluOp, TakeRowsOp } from '../ops.ts';
 import { rowAt, type Tensors } from './tensors.ts';
 
-export function embed({ ids, table, tableDtype, n, out }: EmbedOp, tensors: Tensors): void {
+export function embed({ ids, first, rows, table, tableDtype, n, out }: EmbedOp, tensors: Tensors): void {
   const to = tensors.f32(out);
   ids.forEach((id, t) => {
+    const from = id - first;
+    if (from < 0 || from >= rows) return;
     const row = to.subarray(t * n, (t + 1) * n);
-    if (tableDtype === 'f32') row.set(tensors.f32(table).subarray(id * n, (id + 1) * n));
-    else decode16('bf16', tensors.bits(table).subarray(id * n, (id + 1) * n), row);
+    if (tableDtype === 'f32') row.set(tensors.f32(table).subarray(from * n, (from + 1) * n));
+    else decode16('bf16', tensors.bits(table).subarray(from * n, (from + 1) * n), row);
   });
 }
 

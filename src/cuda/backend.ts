@@ -1,5 +1,5 @@
-/** The cuda backend: turns operations into launches on one stream of a Hopper GPU. */
-import type { AppendOp, Backend, CopyBlocksOp, DecodeOp, HostData, IndexData, TensorId, TensorSpec } from '../backend.ts';
+/** The cuda backend: turns operations into launches on one stream of a Hopper GPU. What it has no kernels for: see hand-over.ts. */
+import type { AppendOp, Backend, CopyBlocksOp, DecodeOp, DecodeShape, HostData, IndexData, TensorId, TensorSpec } from '../backend.ts';
 import { MlaError } from '../errors.ts';
 import type { MemoryStats, MlaInfo } from '../mla.ts';
 import { partsTarget } from '../schedule.ts';
@@ -13,6 +13,7 @@ import { DelayKernel } from './delay.ts';
 import { findDevice, versionText } from './device.ts';
 import { HostBlock, loadDriver, type DriverTable } from './driver.ts';
 import { GatherQKernel } from './gather-q.ts';
+import { HandOver } from './hand-over.ts';
 import { DeviceMemory, type Allocation } from './memory.ts';
 import { Modules } from './modules.ts';
 import { COMBINE_PARAMS_AT, DECODE_PARAMS, writeDecodeParams } from './params.ts';
@@ -47,7 +48,7 @@ export async function createCudaBackend(
   const kernels = await kernelsOf();
   const context = new CudaContext(driver, findDevice(driver, kernels.manifest.driver, cudaDevice));
   try {
-    return new CudaBackend(context, kernels, reason);
+    return new HandOver(new CudaBackend(context, kernels, reason));
   } catch (error) {
     context.destroy();
     throw error;
@@ -128,6 +129,10 @@ class CudaBackend implements Backend {
     if (discard) this.#memory.discard(storage.allocation);
     else this.#memory.release(storage.allocation);
     if (storage.host) this.#plans.forget(id);
+  }
+
+  checkDecode(shape: DecodeShape): void {
+    checkShape(shape);
   }
 
   decode(op: DecodeOp): void {

@@ -28,11 +28,21 @@ export interface CheckpointOptions {
   readonly fp8Block?: readonly [number, number] | undefined;
 }
 
-/** Rows `row` and on of a stack. */
+/** Rows `row` and on of a stack: rows `tensorRow` and on of one tensor. */
 export interface Piece<A extends ReadAs> {
   readonly row: number;
+  readonly tensor: string;
+  readonly tensorRow: number;
   readonly rows: number;
   readonly values: ReadArrays[A];
+}
+
+export interface PieceOptions {
+  /** Rows of the stack: from `from` to `to` (exclusive); all when absent. */
+  readonly from?: number;
+  readonly to?: number;
+  readonly elements?: number;
+  readonly signal?: AbortSignal;
 }
 
 /** Elements read at a time; a row at least. */
@@ -120,17 +130,19 @@ export class Checkpoint {
     return all;
   }
 
-  /** The rows of a stack, in order, at most `elements` numbers (a row at least) at a time. @throws as `rows` */
-  async *pieces<A extends ReadAs>({ parts }: Stack, as: A, elements: number = READ_ELEMENTS, signal?: AbortSignal): AsyncGenerator<Piece<A>, void, void> {
-    let row = 0;
+  /** Rows of a stack, in order, at most `elements` numbers (a row at least) at a time. @throws as `rows` */
+  async *pieces<A extends ReadAs>({ parts }: Stack, as: A, { from = 0, to = Infinity, elements = READ_ELEMENTS, signal }: PieceOptions = {}): AsyncGenerator<Piece<A>, void, void> {
+    // Of the tensor at hand, in the stack.
+    let first = 0;
     for (const { name, shape } of parts) {
       const count = this.rowCount(name);
       const step = Math.max(1, Math.floor(elements / Math.max(1, shape.at(-1) ?? 1)));
-      for (let from = 0; from < count; from += step) {
-        const rows = Math.min(step, count - from);
-        yield { row, rows, values: await this.rows(name, from, from + rows, as, signal) };
-        row += rows;
+      const end = Math.min(count, to - first);
+      for (let tensorRow = Math.max(0, from - first); tensorRow < end; tensorRow += step) {
+        const rows = Math.min(step, end - tensorRow);
+        yield { row: first + tensorRow, tensor: name, tensorRow, rows, values: await this.rows(name, tensorRow, tensorRow + rows, as, signal) };
       }
+      first += count;
     }
   }
 

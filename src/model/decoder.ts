@@ -1,13 +1,14 @@
 /** DeepSeek's decoder on one device: embeds, runs the layers, and chooses the next tokens, a step at a time. */
 import type { TensorId } from '../backend.ts';
 import type { Mla, MlaTensor, PagedKvCache } from '../mla.ts';
-import type { StepOp, Weight } from '../ops.ts';
+import type { StepOp } from '../ops.ts';
 import { runOps, type StepNames } from '../run-ops.ts';
 import { idOf } from '../tensor.ts';
 import type { SampleRequest, StepRunner } from './engine.ts';
 import { denseOps, moeOps, type DenseWeights, type FfnScratch, type MoeWeights } from './ffn.ts';
 import type { LayerGroup, LayerStep } from './layer-step.ts';
-import { MlaLayer, matmul, norm, plain, type MlaDims, type MlaScratch, type MlaWeights } from './mla-layer.ts';
+import { MlaLayer, norm, plain, type MlaDims, type MlaScratch, type MlaWeights } from './mla-layer.ts';
+import { embed, matmul, type SplitWeight } from './split-weight.ts';
 import { planStep, type StepEntry, type StepPlan } from './step-plan.ts';
 import { Workspace } from './workspace.ts';
 
@@ -20,12 +21,12 @@ export interface LoadedLayer {
 
 export interface LoadedWeights {
   /** bf16 [vocab, hidden]. */
-  readonly embed: TensorId;
+  readonly embed: SplitWeight;
   readonly layers: readonly LoadedLayer[];
   /** f32 [hidden]. */
   readonly norm: TensorId;
   /** [vocab, hidden]; the embedding again where they are tied. */
-  readonly head: Weight;
+  readonly head: SplitWeight;
   /** All tensors, to give back. */
   readonly tensors: readonly MlaTensor[];
 }
@@ -89,7 +90,7 @@ export class Decoder implements StepRunner {
     try {
       await this.#run(plan, entries, () => [
         norm(plan.tokens, hidden, s.x, this.#weights.norm, eps, s.ffn.normed),
-        matmul(plan.tokens, vocab, hidden, plain(s.ffn.normed, hidden), this.#weights.head, plain(idOf(out), vocab)),
+        ...matmul(plan.tokens, vocab, hidden, plain(s.ffn.normed, hidden), this.#weights.head, plain(idOf(out), vocab)),
       ]);
       const byRow = (await out.read()) as Float32Array;
       const inOrder = new Float32Array(byRow.length);
@@ -135,7 +136,7 @@ export class Decoder implements StepRunner {
   #layerOps(plan: StepPlan, step: LayerStep): StepOp[] {
     const { hidden, eps } = this.shape.dims;
     const s = this.#scratch;
-    const ops: StepOp[] = [{ op: 'embed', ids: plan.ids, table: this.#weights.embed, tableDtype: 'bf16', n: hidden, out: s.x }];
+    const ops: StepOp[] = embed(plan.ids, hidden, this.#weights.embed, s.x);
     this.#weights.layers.forEach(({ norm: weight, ffn }, i) => {
       ops.push(
         ...this.#layers[i]!.ops(step, s.x, idOf(this.cache.tensor(i))),
@@ -160,7 +161,7 @@ export class Decoder implements StepRunner {
     return [
       { op: 'takeRows', rows: Int32Array.from(asked, (i) => plan.lastRows[i]!), n: hidden, x: s.x, out: s.last },
       norm(count, hidden, s.last, this.#weights.norm, eps, s.last),
-      matmul(count, vocab, hidden, plain(s.last, hidden), this.#weights.head, plain(s.logits, vocab)),
+      ...matmul(count, vocab, hidden, plain(s.last, hidden), this.#weights.head, plain(s.logits, vocab)),
       {
         op: 'sample', vocab, logits: s.logits, seen: Int32Array.from(seen), seenStart, out: idOf(s.chosen),
         rows: asked.map((i) => {

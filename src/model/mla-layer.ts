@@ -6,8 +6,9 @@
  * queries, its value half W_UV behind the attention. So attention runs on the latent itself, one KV head for all heads.
  */
 import type { TensorId } from '../backend.ts';
-import type { MatmulOp, Rows, StepOp, Weight } from '../ops.ts';
+import type { Rows, StepOp } from '../ops.ts';
 import type { LayerStep } from './layer-step.ts';
+import { matmul, type SplitWeight } from './split-weight.ts';
 
 export interface MlaDims {
   readonly hidden: number;
@@ -29,19 +30,19 @@ export interface MlaWeights {
   /** f32 [hidden]. */
   readonly inputNorm: TensorId;
   /** [heads * (nope + rope), hidden], or from the low-rank query when there is one. */
-  readonly q: Weight;
+  readonly q: SplitWeight;
   /** [qLoraRank, hidden] and its norm, f32 [qLoraRank]. */
-  readonly qA: { readonly weight: Weight; readonly norm: TensorId } | undefined;
+  readonly qA: { readonly weight: SplitWeight; readonly norm: TensorId } | undefined;
   /** [kvLoraRank + rope, hidden]. */
-  readonly kvA: Weight;
+  readonly kvA: SplitWeight;
   /** f32 [kvLoraRank]. */
   readonly kvNorm: TensorId;
   /** [heads, kvLoraRank, nope]: a head's query into the latent's space. */
-  readonly uk: Weight;
+  readonly uk: SplitWeight;
   /** [heads, value, kvLoraRank]: a latent out into a head's value. */
-  readonly uv: Weight;
+  readonly uv: SplitWeight;
   /** [hidden, heads * value]. */
-  readonly o: Weight;
+  readonly o: SplitWeight;
 }
 
 /** Scratch: f32 for as many tokens as a step may have. */
@@ -80,15 +81,15 @@ export class MlaLayer {
     const ops: StepOp[] = [norm(tokens, hidden, x, w.inputNorm, eps, s.normed)];
     if (qLoraRank !== null && w.qA) {
       ops.push(
-        matmul(tokens, qLoraRank, hidden, plain(s.normed, hidden), w.qA.weight, plain(s.qLow, qLoraRank)),
+        ...matmul(tokens, qLoraRank, hidden, plain(s.normed, hidden), w.qA.weight, plain(s.qLow, qLoraRank)),
         norm(tokens, qLoraRank, s.qLow, w.qA.norm, latentEps, s.qLow),
-        matmul(tokens, heads * head, qLoraRank, plain(s.qLow, qLoraRank), w.q, plain(s.q, heads * head)),
+        ...matmul(tokens, heads * head, qLoraRank, plain(s.qLow, qLoraRank), w.q, plain(s.q, heads * head)),
       );
     } else {
-      ops.push(matmul(tokens, heads * head, hidden, plain(s.normed, hidden), w.q, plain(s.q, heads * head)));
+      ops.push(...matmul(tokens, heads * head, hidden, plain(s.normed, hidden), w.q, plain(s.q, heads * head)));
     }
     ops.push(
-      matmul(tokens, latent, hidden, plain(s.normed, hidden), w.kvA, plain(s.kv, latent)),
+      ...matmul(tokens, latent, hidden, plain(s.normed, hidden), w.kvA, plain(s.kv, latent)),
       {
         op: 'appendLatent', tokens, x: plain(s.kv, latent), dV: kvLoraRank, rope, normWeight: w.kvNorm, eps: latentEps, angles,
         kvCache, blockSize: step.blockSize, slots: step.slots,
@@ -99,21 +100,18 @@ export class MlaLayer {
       const from = (offset: number): Rows => ({ tensor: s.q, stride: heads * head, group: head, offset: group.row * heads * head + offset });
       const to = (offset: number): Rows => ({ tensor: group.q, stride: heads * latent, group: latent, offset });
       ops.push(
-        { ...matmul(count, kvLoraRank, nope, from(0), w.uk, to(0)), groups: heads, outBf16: true },
+        ...matmul(count, kvLoraRank, nope, from(0), w.uk, to(0), { groups: heads, outBf16: true }),
         { op: 'rope', tokens: count, heads, n: rope, x: from(nope), angles: angles.subarray(group.row * rope, (group.row + count) * rope), out: to(kvLoraRank) },
         {
           op: 'decode', b: group.b, sQ: group.sQ, hQ: heads, hKv: 1, dQk: latent, dV: kvLoraRank, blockSize: step.blockSize, dtype: 'bf16',
           q: group.q, kvCache, out: group.out, lse: group.lse, blockTable: group.blockTable, maxBlocksPerSeq: group.maxBlocksPerSeq,
           metadata: group.metadata, metadataId: group.metadataId, softmaxScale, causal: group.sQ > 1,
         },
-        {
-          ...matmul(count, value, kvLoraRank, { tensor: group.out, stride: heads * kvLoraRank, group: kvLoraRank, offset: 0 }, w.uv,
-            { tensor: s.values, stride: heads * value, group: value, offset: group.row * heads * value }),
-          groups: heads, xBf16: true,
-        },
+        ...matmul(count, value, kvLoraRank, { tensor: group.out, stride: heads * kvLoraRank, group: kvLoraRank, offset: 0 }, w.uv,
+          { tensor: s.values, stride: heads * value, group: value, offset: group.row * heads * value }, { groups: heads, xBf16: true }),
       );
     }
-    ops.push({ ...matmul(tokens, hidden, heads * value, plain(s.values, heads * value), w.o, plain(x, hidden)), accumulate: true });
+    ops.push(...matmul(tokens, hidden, heads * value, plain(s.values, heads * value), w.o, plain(x, hidden), { accumulate: true }));
     return ops;
   }
 }
@@ -121,11 +119,6 @@ export class MlaLayer {
 /** Rows that lie end to end. */
 export function plain(tensor: TensorId, width: number): Rows {
   return { tensor, stride: width, group: 0, offset: 0 };
-}
-
-/** f32 in, f32 out, one group. */
-export function matmul(tokens: number, n: number, k: number, x: Rows, weight: Weight, out: Rows): MatmulOp {
-  return { op: 'matmul', tokens, groups: 1, n, k, x, xBf16: false, weight, out, outBf16: false, accumulate: false };
 }
 
 export function norm(tokens: number, n: number, x: TensorId, weight: TensorId, eps: number, out: TensorId): StepOp {

@@ -8,10 +8,12 @@
  */
 import { MlaError, describe } from '../errors.ts';
 import type { Mla } from '../mla.ts';
+import { checkRuns } from '../run-ops.ts';
 import { Checkpoint, type LoadProgress } from './checkpoint.ts';
 import { parseConfig, type DeepSeekConfig } from './config.ts';
 import { Decoder } from './decoder.ts';
 import { Engine } from './engine.ts';
+import { modelInfo, type ModelInfo } from './info.ts';
 import { generateText, type GenerateOptions } from './generate.ts';
 import { decoderShape, loadWeights, type LoadOptions } from './load.ts';
 import { readJson, type ModelSource } from './source.ts';
@@ -28,16 +30,19 @@ export interface ModelOptions extends LoadOptions {
 }
 
 const NUM_BLOCKS = 64;
+const BLOCK_TOKENS = 64;
 const MAX_TOKENS = 128;
 
 export class Model {
   readonly config: DeepSeekConfig;
+  readonly info: ModelInfo;
   readonly tokenizer: Tokenizer;
   readonly decoder: Decoder;
   readonly engine: Engine;
 
   constructor(config: DeepSeekConfig, tokenizer: Tokenizer, decoder: Decoder) {
     this.config = config;
+    this.info = modelInfo(config);
     this.tokenizer = tokenizer;
     this.decoder = decoder;
     this.engine = new Engine(decoder, decoder.maxTokens);
@@ -57,11 +62,16 @@ export class Model {
 
 /**
  * Streams a checkpoint to the device, tensor by tensor.
+ *
+ * On webgpu and cpu all of a layer runs there. On cuda attention and append do, and the rest on the host (src/cuda/hand-over.ts):
+ * right, and slow; where the machine's WebGPU reaches the same GPU, that is the backend for models. Cuda has kernels for
+ * DeepSeek's heads only (512 + 64); other models are refused before their weights are read.
  * @throws MlaError invalid-file, unsupported-model, invalid-shape, out-of-memory, limit-exceeded, aborted; nothing stays on the device then
  */
 export async function loadModel(mla: Mla, source: ModelSource, options: ModelOptions = {}): Promise<Model> {
   checkOptions(options);
   const config = await readConfig(source, options.signal);
+  await checkInstance(mla, config);
   const tokenizer = await Tokenizer.load(source, config.vocabSize, options.signal);
   return new Model(config, tokenizer, await loadDecoder(mla, source, config, options));
 }
@@ -76,12 +86,13 @@ export async function readConfig(source: ModelSource, signal?: AbortSignal): Pro
 /** The model without its tokenizer: ids in, ids or logits out. @throws as `loadModel` */
 export async function loadDecoder(mla: Mla, source: ModelSource, config: DeepSeekConfig, options: ModelOptions = {}): Promise<Decoder> {
   checkOptions(options);
+  await checkInstance(mla, config);
   const { numBlocks = NUM_BLOCKS, maxTokens = MAX_TOKENS, onProgress, signal } = options;
   const checkpoint = await Checkpoint.open(source, { signal, onProgress, ...(config.fp8Block && { fp8Block: config.fp8Block }) });
   const weights = decoderWeights(config, (name) => checkpoint.has(name));
   checkpoint.expect(tensorSpecs(weights));
   const cache = await mla.createKvCache({
-    numBlocks, headDim: config.kvLoraRank + config.qkRopeHeadDim, headDimV: config.kvLoraRank, numLayers: config.layers,
+    numBlocks, blockSize: BLOCK_TOKENS, headDim: config.kvLoraRank + config.qkRopeHeadDim, headDimV: config.kvLoraRank, numLayers: config.layers,
   });
   try {
     const loaded = await loadWeights(mla, config, weights, checkpoint, options);
@@ -94,6 +105,19 @@ export async function loadDecoder(mla: Mla, source: ModelSource, config: DeepSee
   } catch (error) {
     cache.destroy();
     throw error;
+  }
+}
+
+/** @throws MlaError unsupported-model, backend-unavailable, destroyed */
+async function checkInstance(mla: Mla, { heads, kvLoraRank, qkRopeHeadDim }: DeepSeekConfig): Promise<void> {
+  try {
+    await checkRuns(mla, { b: 1, sQ: 1, hQ: heads, hKv: 1, dQk: kvLoraRank + qkRopeHeadDim, dV: kvLoraRank, blockSize: BLOCK_TOKENS, dtype: 'bf16' });
+  } catch (cause) {
+    if (!(cause instanceof MlaError) || cause.code !== 'limit-exceeded') throw cause;
+    const { expected, got } = cause;
+    throw new MlaError('unsupported-model', `backend ${mla.info.backend} has no attention for this model: ${cause.message}`, {
+      argument: 'mla', ...(expected !== undefined && { expected }), ...(got !== undefined && { got }), cause,
+    });
   }
 }
 

@@ -11,9 +11,10 @@ export interface Int8Rows {
 /**
  * Rounds each row of [rows, k] to 255 even steps about 0, its largest magnitude the last of them.
  * @param k a multiple of 4
+ * @param name what errors call it; @param firstRow what they count its rows from
  * @throws MlaError invalid-shape; invalid-argument: a number is not finite
  */
-export function quantizeRows(values: Float32Array, k: number, name = 'values'): Int8Rows {
+export function quantizeRows(values: Float32Array, k: number, name = 'values', firstRow = 0): Int8Rows {
   if (k % 4 !== 0 || values.length % k !== 0) {
     throw new MlaError('invalid-shape', 'cannot be quantised', { argument: name, expected: 'rows of a multiple of 4 numbers', got: `${values.length} numbers in rows of ${k}` });
   }
@@ -24,7 +25,7 @@ export function quantizeRows(values: Float32Array, k: number, name = 'values'): 
     const numbers = values.subarray(row * k, (row + 1) * k);
     let most = 0;
     for (const value of numbers) {
-      if (!Number.isFinite(value)) throw new MlaError('invalid-argument', 'cannot be quantised', { argument: name, expected: 'finite numbers', got: `${value} in row ${row}` });
+      if (!Number.isFinite(value)) throw new MlaError('invalid-argument', 'cannot be quantised', { argument: name, expected: 'finite numbers', got: `${value} in row ${firstRow + row}` });
       most = Math.max(most, Math.abs(value));
     }
     // A row whose largest number is so small that the scale rounds to 0 becomes 0.

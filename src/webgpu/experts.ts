@@ -27,7 +27,7 @@ export function experts(op: ExpertsOp, { kernels, traits, buffer }: Launching): 
   const grid = [gather ? tokens : tokens * topK, Math.ceil(n / tileRows(config)), 1] as const;
   checkGrid(grid, 'x', traits.limits);
   return {
-    label: 'experts', kernel, params: [n, k, topK],
+    label: 'experts', kernel, params: [n, k, topK, op.first, op.experts],
     buffers: [op.x, ...weightTensors(weight), op.ids, ...(gather ? [op.weights] : []), op.out].map(buffer), grid,
   };
 }

@@ -1,4 +1,4 @@
-/** Launcher of shaders/matmul.wgsl. */
+/** Launcher of shaders/matmul.wgsl, and of shaders/matmul_tiled.wgsl where there are many tokens. */
 import { MlaError } from '../errors.ts';
 import type { MatmulOp } from '../ops.ts';
 import bf16Source from '../../shaders/bf16.wgsl?raw';
@@ -6,15 +6,19 @@ import laneSource from '../../shaders/lane_sums.wgsl?raw';
 import source from '../../shaders/matmul.wgsl?raw';
 import { constants, expand } from './kernel.ts';
 import { PARAMS, checkGrid, checkPairs, writes } from './launch.ts';
-import { matmulConfig, tileRows } from './matmul-config.ts';
+import { matmulConfig, tileConfig, tileRows } from './matmul-config.ts';
+import { matmulTiled } from './matmul-tiled.ts';
 import type { Dispatch, Launching } from './step.ts';
 import { vectorReader, weightReader, weightTensors } from './weight.ts';
 
 /** @throws MlaError limit-exceeded, invalid-argument */
-export function matmul(op: MatmulOp, { kernels, traits, buffer }: Launching): Dispatch {
+export function matmul(op: MatmulOp, launching: Launching): Dispatch {
+  const { kernels, traits, buffer } = launching;
   const { tokens, groups, n, k, x, out, weight, outBf16, accumulate } = op;
   if (x.tensor === out.tensor) throw new MlaError('invalid-argument', 'a product cannot be written into its factor', { argument: 'out', expected: 'another tensor than x', got: 'x' });
   if (outBf16) checkPairs(out, n);
+  const tile = tileConfig(traits.kind, tokens, groups, n);
+  if (tile) return matmulTiled(op, tile, launching);
   const rows = weightReader(weight, k);
   const vectors = vectorReader(x, k, op.xBf16);
   const config = matmulConfig(traits.kind, tokens, Math.ceil(k / rows.unit), groups * n);

@@ -6,7 +6,7 @@
  * that both sides behave alike. Arrays are copied unless a HostTensor says `transfer`.
  */
 import { expose, releaseProxy, transfer, wrap, type Endpoint, type Remote } from 'comlink';
-import type { Backend, HostData, TensorSpec, TuneOp } from '../backend.ts';
+import type { Backend, DecodeShape, HostData, TensorSpec, TuneOp } from '../backend.ts';
 import { MlaError, type MlaErrorData } from '../errors.ts';
 import { MlaHost } from '../host.ts';
 import { createBackend, type CreateOptions } from '../index.ts';
@@ -114,6 +114,7 @@ class RemoteBackend implements Backend {
     await this.#call('release', [id, discard]);
   }
 
+  checkDecode = async (shape: DecodeShape): Promise<void> => void (await this.#call('checkDecode', [shape]));
   decode: Backend['decode'] = async (op) => void (await this.#call('decode', [op]));
   append: Backend['append'] = async (op) => void (await this.#call('append', [op]));
   run = async (ops: readonly StepOp[]): Promise<void> => void (await this.#call('run', [ops]));
