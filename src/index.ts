@@ -19,6 +19,7 @@ export type { TuneMode } from './webgpu/tune-mode.ts';
 export { loadModel } from './model/model.ts';
 export type { Model, ModelOptions } from './model/model.ts';
 export type { GenerateOptions } from './model/generate.ts';
+export type { ModelText } from './model/model-text.ts';
 export type { LoadProgress } from './model/checkpoint.ts';
 export type { ModelSource } from './model/source.ts';
 export { filesSource } from './model/files-source.ts';
