@@ -143,7 +143,7 @@ function refuse({ title, text }: Diagnosis, error: unknown): void {
   const { message } = error as Error;
   const code = error instanceof MlaError ? error.code : undefined;
   banner.replaceChildren(el('div', { class: 'notice refused' },
-    el('h3', {}, title), el('p', {}, text), el('p', { class: 'quiet small' }, code && el('code', {}, code), code && ': ', message)));
+    el('h2', {}, title), el('p', {}, text), el('p', { class: 'quiet small' }, code && el('code', {}, code), code && ': ', message)));
   banner.scrollIntoView({ block: 'nearest' });
 }
 
@@ -158,7 +158,7 @@ function deviceLost(from: Session, message: string): void {
   modelView.idle('The device was lost.');
   const again = button('Start again', 'start-again', () => void start(), { class: 'primary' });
   banner.replaceChildren(el('div', { class: 'notice lost' },
-    el('h3', {}, 'The GPU device was lost'),
+    el('h2', {}, 'The GPU device was lost'),
     el('p', {}, `A driver reset, a sleeping laptop or a busy system can do this. What was written stays on the page.${model ? ' The model is loaded again when you start again.' : ''}`),
     el('p', { class: 'quiet small' }, message),
     el('p', {}, again)));
