@@ -2,6 +2,7 @@
  * Builds: `vite build` the library, `vite build --mode demo` the site. Tests: vitest reads `test` here; with
  * `--mode cuda` or `--mode gpu` it runs the suite that needs a Hopper GPU or any GPU, and only that.
  */
+import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { readFile, readdir } from 'node:fs/promises';
 import { builtinModules } from 'node:module';
@@ -11,6 +12,9 @@ import type { Plugin } from 'vite';
 import { defineConfig } from 'vitest/config';
 
 const CUBINS = join(import.meta.dirname, 'native-cuda/bin');
+/** The model that the site ships: another folder in place of demo/model while that has no weights, or for a site of one's own. */
+const MODEL = process.env['FLASHMLA_DEMO_MODEL'] ?? join(import.meta.dirname, 'demo/model');
+const MODEL_FILE = /^((config|generation_config|tokenizer|tokenizer_config)\.json|model[\w.-]*\.(safetensors|safetensors\.index\.json))$/;
 
 /** The compiled kernels, which `npm run build:cuda` makes, beside the JavaScript that loads them. */
 function cubins(): Plugin {
@@ -18,6 +22,27 @@ function cubins(): Plugin {
     name: 'cubins',
     async generateBundle() {
       for (const file of await readdir(CUBINS)) this.emitFile({ type: 'asset', fileName: `cuda/${file}`, source: await readFile(join(CUBINS, file)) });
+    },
+  };
+}
+
+/** The model's files as they are, below model/; the pages know their names, sizes and hashes as MODEL_FILES. */
+function modelFiles(): Plugin {
+  return {
+    name: 'model-files',
+    async config() {
+      const names = (await readdir(MODEL)).filter((name) => MODEL_FILE.test(name));
+      // A folder that still waits for its weights is no model.
+      const files = names.some((name) => name.endsWith('.safetensors')) ? await Promise.all(names.map(async (name) => {
+        const data = await readFile(join(MODEL, name));
+        return { name, bytes: data.length, hash: createHash('sha256').update(data).digest('hex').slice(0, 16) };
+      })) : [];
+      return { define: { MODEL_FILES: JSON.stringify(files) } };
+    },
+    async generateBundle() {
+      for (const name of await readdir(MODEL)) {
+        if (MODEL_FILE.test(name)) this.emitFile({ type: 'asset', fileName: `model/${name}`, source: await readFile(join(MODEL, name)) });
+      }
     },
   };
 }
@@ -46,6 +71,7 @@ const demo = {
   root: 'demo',
   base: './',
   publicDir: false as const,
+  plugins: [modelFiles()],
   build: {
     target: 'es2022',
     outDir: '../dist/demo',

@@ -20,6 +20,7 @@ export { loadModel } from './model/model.ts';
 export type { Model, ModelOptions } from './model/model.ts';
 export type { ModelInfo } from './model/info.ts';
 export type { GenerateOptions } from './model/generate.ts';
+export type { ModelText } from './model/model-text.ts';
 export type { LoadProgress } from './model/checkpoint.ts';
 export type { ModelSource } from './model/source.ts';
 export { filesSource } from './model/files-source.ts';

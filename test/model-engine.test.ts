@@ -147,6 +147,53 @@ describe('engine', () => {
     expect(await all(engine.generate([9], options(1)))).toEqual([10]);
   });
 
+  test('a fork goes on from where a text is, running or kept, and shares its blocks until the last holder goes', async () => {
+    const runner = await counter(8);
+    const engine = new Engine(runner, 64);
+    const first = engine.generate([1], options(40, { keep: true }));
+    await first.next();
+    await first.next();
+    const running = engine.fork(first, options(3, { keep: true }));
+    expect(running.tokens).toEqual([1, 2, 3]);
+    expect(runner.cache.stats().sharedBlocks).toBe(1);
+    const [, forked] = await Promise.all([all(first), all(running)]);
+    expect(forked).toEqual([4, 5, 6]);
+    expect(runner.cache.stats()).toMatchObject({ sequences: 2, tokens: 40 + 5 });
+    const kept = engine.fork(first, options(2, { keep: true }));
+    expect(runner.cache.stats().sharedBlocks).toBe(3);
+    expect(await all(kept)).toEqual([42, 43]);
+    // Of a token each: what came before is in the cache.
+    expect(runner.steps.flat().map(({ ids }) => ids.length)).not.toContain(2);
+    engine.free(first);
+    engine.free(first);
+    expect(runner.cache.stats().sequences).toBe(2);
+    for (const stream of [running, kept]) engine.free(stream);
+    expect(runner.cache.stats()).toMatchObject({ freeBlocks: 8, sequences: 0 });
+  });
+
+  test('a kept text that is stopped in the middle of a step can be forked', async () => {
+    const runner = await counter(4);
+    const engine = new Engine(runner, 8);
+    const stopped = engine.generate(range(1, 5), options(1000, { keep: true }));
+    await stopped.next();
+    await stopped.return();
+    const fork = engine.fork(stopped, options(2));
+    expect(await all(fork)).toEqual([7, 8]);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    expect(engine.active).toBe(0);
+    expect(stopped.tokens).toEqual(range(1, 6));
+    engine.destroy();
+    expect(runner.cache.stats().freeBlocks).toBe(4);
+  });
+
+  test('leaves the event loop a turn a step, whatever the backend', async () => {
+    const runner = await counter(4);
+    runner.step = async (entries) => entries.map(({ ids }) => ids[ids.length - 1]! + 1);
+    const tokens = new Engine(runner, 8).generate([1], options(Infinity));
+    setTimeout(() => void tokens.return(), 5);
+    expect((await all(tokens)).length).toBeGreaterThan(0);
+  });
+
   test('a device that fails ends all that is under way', async () => {
     const runner = await counter(4);
     const engine = new Engine(runner, 8);

@@ -1,7 +1,9 @@
 /** Text generation around an engine: stop strings, incomplete characters, options. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import type { Engine } from '../src/model/engine.ts';
+import { Engine, type StepRunner } from '../src/model/engine.ts';
+import { createMla } from '../src/index.ts';
+import { ModelText } from '../src/model/model-text.ts';
 import { generateText, type GenerateOptions, type TextTokenizer } from '../src/model/generate.ts';
 import { seededRandom } from '../src/model/random.ts';
 import { StopStrings } from '../src/model/stop-strings.ts';
@@ -68,6 +70,35 @@ describe('stop strings', () => {
       expect(whole.startsWith(out)).toBe(true);
     }));
   });
+});
+
+test('a text can be forked with what it has said, stopped and ended', async () => {
+  const mla = await createMla({ backend: 'cpu' });
+  const cache = await mla.createKvCache({ numBlocks: 4, blockSize: 16, headDim: 48, headDimV: 32 });
+  const runner: StepRunner = {
+    cache, maxTokens: 16,
+    async step(entries) {
+      await cache.reserve({ sequences: entries.map(({ sequence }) => sequence), counts: entries.map(({ ids }) => ids.length) });
+      return entries.map(({ ids }) => ids[ids.length - 1]! + 1);
+    },
+  };
+  const text = ModelText.begin({ engine: new Engine(runner, 16), tokenizer: letters, eos: new Set(['z'.charCodeAt(0)]) }, 'ab', { maxTokens: 20 });
+  const said = text[Symbol.asyncIterator]();
+  expect([(await said.next()).value, (await said.next()).value]).toEqual(['c', 'd']);
+  const fork = text.fork({ maxTokens: 3 });
+  text.stop();
+  expect(await said.next()).toMatchObject({ done: true });
+  const more: string[] = [];
+  for await (const piece of fork) more.push(piece);
+  expect(fork.inherited.startsWith('cd')).toBe(true);
+  expect(fork.inherited + more.join('')).toBe('cdefghi'.slice(0, fork.inherited.length + 3));
+  expect(fork).toMatchObject({ promptTokens: 2 });
+  expect(cache.stats().sequences).toBe(2);
+  expect(() => fork.fork({ temperature: -1 })).toThrow(expect.objectContaining({ code: 'invalid-argument' }));
+  fork.end();
+  text.end();
+  expect(cache.stats()).toMatchObject({ freeBlocks: 4, sequences: 0 });
+  await mla.destroy();
 });
 
 test.each([

@@ -1,7 +1,7 @@
 /** The built site, served from a folder below the root as a project page is, and a headless Chromium to look at it with. */
 import { execFile } from 'node:child_process';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { createServer, type Server } from 'node:http';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { extname, join } from 'node:path';
@@ -17,6 +17,11 @@ const TYPES: Readonly<Record<string, string>> = {
   '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.json': 'application/json', '.svg': 'image/svg+xml', '.webmanifest': 'application/manifest+json',
 };
 
+export interface SiteOptions {
+  /** The folder of the model that the site ships, in place of demo/model. */
+  readonly model?: string;
+}
+
 export interface Visit {
   /** Below the site's folder; its first page when absent. */
   readonly path?: string;
@@ -28,25 +33,38 @@ export interface Visit {
 
 export class Site {
   readonly dir: string;
+  /** Paths below the site's folder that were asked for, in order. */
+  readonly requests: string[] = [];
+  /** Answers wait for it. */
+  gate: ((path: string) => Promise<void>) | undefined;
   readonly #server: Server;
 
-  private constructor(dir: string, server: Server) {
+  private constructor(dir: string) {
     this.dir = dir;
-    this.#server = server;
+    this.#server = createServer((request, response) => void this.#answer(request, response));
   }
 
   /** Builds the site into a folder of its own and serves it. */
-  static async build(): Promise<Site> {
+  static async build({ model }: SiteOptions = {}): Promise<Site> {
     const dir = await mkdtemp(join(tmpdir(), 'flashmla-demo-'));
     const vite = join(root, 'node_modules', 'vite', 'bin', 'vite.js');
-    await promisify(execFile)(process.execPath, [vite, 'build', '--mode', 'demo', '--outDir', dir, '--emptyOutDir', '--logLevel', 'error'], { cwd: root });
-    const server = createServer(async (request, response) => {
-      const path = new URL(request.url ?? '/', 'http://site').pathname.replace(/\/$/, '/index.html');
-      const body = path.startsWith(`${BASE}/`) ? await readFile(join(dir, path.slice(BASE.length))).catch(() => undefined) : undefined;
-      response.writeHead(body ? 200 : 404, { 'content-type': TYPES[extname(path)] ?? 'application/octet-stream' }).end(body);
+    await promisify(execFile)(process.execPath, [vite, 'build', '--mode', 'demo', '--outDir', dir, '--emptyOutDir', '--logLevel', 'error'], {
+      cwd: root, env: { ...process.env, ...(model !== undefined && { FLASHMLA_DEMO_MODEL: model }) },
     });
-    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-    return new Site(dir, server);
+    const site = new Site(dir);
+    await new Promise<void>((resolve) => site.#server.listen(0, '127.0.0.1', resolve));
+    return site;
+  }
+
+  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const path = new URL(request.url ?? '/', 'http://site').pathname.replace(/\/$/, '/index.html');
+    const inside = path.startsWith(`${BASE}/`) ? path.slice(BASE.length + 1) : undefined;
+    if (inside !== undefined) {
+      this.requests.push(inside);
+      await this.gate?.(inside);
+    }
+    const body = inside === undefined ? undefined : await readFile(join(this.dir, inside)).catch(() => undefined);
+    response.writeHead(body ? 200 : 404, { 'content-type': TYPES[extname(path)] ?? 'application/octet-stream' }).end(body);
   }
 
   url(path = '', host = '127.0.0.1'): string {

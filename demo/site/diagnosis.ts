@@ -42,7 +42,7 @@ export function diagnose(info: MlaInfo, asked: string, surroundings: Surrounding
   if (info.software) {
     return {
       title: 'A software adapter',
-      text: 'WebGPU works here, but the kernels run on the processor. Results are right; times say nothing about a GPU. Sizes are kept small.',
+      text: 'WebGPU works here, but the kernels run on the processor. Results are right; times say nothing about a GPU.',
     };
   }
   return undefined;

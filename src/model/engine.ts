@@ -6,6 +6,7 @@ import { MlaError } from '../errors.ts';
 import type { PagedKvCache, SequenceId } from '../mla.ts';
 import { seededRandom } from './random.ts';
 import type { StepEntry } from './step-plan.ts';
+import { TokenStream } from './token-stream.ts';
 
 /** How tokens are chosen. */
 export interface Sampling {
@@ -44,11 +45,12 @@ export interface RequestOptions extends Sampling {
   readonly maxTokens: number;
   /** Tokens that end it; they are not given out. */
   readonly eos: ReadonlySet<number>;
+  /** Whether its rows stay in the cache when it ends without an error, until `free`: what begins like it shares them. */
+  readonly keep?: boolean;
   readonly signal?: AbortSignal | undefined;
 }
 
 interface Request {
-  readonly id: number;
   readonly tokens: number[];
   readonly promptLength: number;
   readonly sequence: SequenceId;
@@ -56,7 +58,7 @@ interface Request {
   readonly random: () => number;
   /** Tokens whose rows are in the cache. */
   written: number;
-  readonly out: Channel<number>;
+  readonly out: TokenStream;
   readonly onAbort: () => void;
 }
 
@@ -67,7 +69,8 @@ export class Engine {
   readonly #runner: StepRunner;
   readonly #chunk: number;
   #requests: Request[] = [];
-  #nextId = 0;
+  /** Those that ended and stay in the cache. */
+  #kept: Request[] = [];
   #running = false;
   #ended: MlaError | undefined;
 
@@ -82,34 +85,54 @@ export class Engine {
   }
 
   /** Token ids as they come. @throws MlaError (from the iterator) pool-exhausted, aborted, device-lost */
-  generate(prompt: readonly number[], options: RequestOptions): AsyncIterableIterator<number> {
-    if (this.#ended) throw this.#ended;
+  generate(prompt: readonly number[], options: RequestOptions): TokenStream {
     if (prompt.length === 0) throw new MlaError('invalid-argument', 'empty prompt', { argument: 'prompt', expected: 'at least one token', got: 'none' });
     checkPrompt(prompt.length, this.#runner.cache);
+    return this.#begin(prompt, options, SHARED_LEAST);
+  }
+
+  /** A request that goes on from where another one is now, and shares its rows. @throws as `generate` */
+  fork({ tokens }: TokenStream, options: RequestOptions): TokenStream {
+    return this.#begin(tokens, options, 1);
+  }
+
+  /** Ends a request, and frees what it keeps in the cache. Idempotent. */
+  free(stream: TokenStream): void {
+    void stream.return();
+    const kept = this.#kept.find(({ out }) => out === stream);
+    if (!kept) return;
+    this.#kept = this.#kept.filter((request) => request !== kept);
+    this.#runner.cache.free(kept.sequence);
+  }
+
+  /** Ends all requests and frees what they keep. */
+  destroy(error: MlaError = new MlaError('destroyed', 'this decoder was destroyed')): void {
+    this.#ended = error;
+    for (const request of this.#requests) this.#close(request, error);
+    for (const { out } of this.#kept) this.free(out);
+  }
+
+  #begin(prompt: readonly number[], options: RequestOptions, sharedLeast: number): TokenStream {
+    if (this.#ended) throw this.#ended;
     if (options.signal?.aborted) throw aborted();
-    const { sequence, written } = this.#open(prompt);
+    const { sequence, written } = this.#open(prompt, sharedLeast);
+    const tokens = [...prompt];
+    const out = new TokenStream(sequence, tokens, () => this.#close(request));
     const request: Request = {
-      id: this.#nextId++, tokens: [...prompt], promptLength: prompt.length, sequence, options, random: seededRandom(options.seed ?? 0), written,
-      out: new Channel(() => this.#close(request)), onAbort: () => this.#close(request, aborted()),
+      tokens, promptLength: prompt.length, sequence, options, random: seededRandom(options.seed ?? 0), written, out, onAbort: () => this.#close(request, aborted()),
     };
     this.#requests.push(request);
     options.signal?.addEventListener('abort', request.onAbort);
     if (!this.#running) void this.#run();
-    return request.out;
+    return out;
   }
 
-  /** Ends all requests. */
-  destroy(error: MlaError = new MlaError('destroyed', 'this decoder was destroyed')): void {
-    this.#ended = error;
-    for (const request of this.#requests) this.#close(request, error);
-  }
-
-  /** A sequence for a prompt, with what it has in common with a running one already there. */
-  #open(prompt: readonly number[]): { sequence: SequenceId; written: number } {
+  /** A sequence for a prompt, with what it has in common with one in the cache already there. */
+  #open(prompt: readonly number[], sharedLeast: number): { sequence: SequenceId; written: number } {
     const { cache } = this.#runner;
     let best: Request | undefined;
-    let common = SHARED_LEAST - 1;
-    for (const request of this.#requests) {
+    let common = sharedLeast - 1;
+    for (const request of [...this.#requests, ...this.#kept]) {
       // The last token is computed in any case: its logits are wanted.
       const most = Math.min(request.written, prompt.length - 1);
       let n = 0;
@@ -130,7 +153,8 @@ export class Engine {
     if (!this.#requests.includes(request)) return;
     this.#requests = this.#requests.filter((r) => r !== request);
     request.options.signal?.removeEventListener('abort', request.onAbort);
-    this.#runner.cache.free(request.sequence);
+    if (request.options.keep && !error) this.#kept.push(request);
+    else this.#runner.cache.free(request.sequence);
     request.out.finish(error);
   }
 
@@ -139,8 +163,7 @@ export class Engine {
     this.#running = true;
     try {
       while (this.#requests.length > 0) {
-        // A turn for whoever is waiting: to join, to leave.
-        await Promise.resolve();
+        await turn();
         await this.#step();
       }
     } catch (cause) {
@@ -165,9 +188,9 @@ export class Engine {
       return;
     }
     work.forEach((request, i) => {
-      // Left while the step was under way: its blocks are free already.
-      if (!this.#requests.includes(request)) return;
       request.written += entries[i]!.ids.length;
+      // Left while the step was under way.
+      if (!this.#requests.includes(request)) return;
       const id = chosen[i];
       if (id === undefined) return;
       if (request.options.eos.has(id)) {
@@ -215,55 +238,14 @@ function aborted(): MlaError {
   return new MlaError('aborted', 'generation was aborted', { argument: 'signal' });
 }
 
-/** Values from one side to an async iterator on the other. Leaving the iterator calls `onReturn`. */
-class Channel<T> implements AsyncIterableIterator<T> {
-  readonly #values: T[] = [];
-  readonly #waiting: { resolve: (result: IteratorResult<T>) => void; reject: (error: Error) => void }[] = [];
-  readonly #onReturn: () => void;
-  #done = false;
-  #error: Error | undefined;
-
-  constructor(onReturn: () => void) {
-    this.#onReturn = onReturn;
-  }
-
-  push(value: T): void {
-    if (this.#done) return;
-    const waiting = this.#waiting.shift();
-    if (waiting) waiting.resolve({ value, done: false });
-    else this.#values.push(value);
-  }
-
-  /** No more values: the end, or an error once those that came are taken. */
-  finish(error?: Error): void {
-    if (this.#done) return;
-    this.#done = true;
-    this.#error = error;
-    for (const { resolve, reject } of this.#waiting.splice(0)) {
-      if (error) reject(error);
-      else resolve({ value: undefined, done: true });
-      this.#error = undefined;
-    }
-  }
-
-  next(): Promise<IteratorResult<T>> {
-    if (this.#values.length > 0) return Promise.resolve({ value: this.#values.shift()!, done: false });
-    if (this.#done) {
-      const error = this.#error;
-      this.#error = undefined;
-      return error ? Promise.reject(error) : Promise.resolve({ value: undefined, done: true });
-    }
-    return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }));
-  }
-
-  return(): Promise<IteratorResult<T>> {
-    this.#values.length = 0;
-    this.finish();
-    this.#onReturn();
-    return Promise.resolve({ value: undefined, done: true });
-  }
-
-  [Symbol.asyncIterator](): this {
-    return this;
-  }
+/** A turn of the event loop for whoever is waiting to join or to leave: a backend that computes in this thread leaves them none. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(undefined);
+  });
 }

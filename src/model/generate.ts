@@ -27,9 +27,12 @@ export interface GenerateOptions extends Sampling {
  */
 export async function* generateText(engine: Engine, tokenizer: TextTokenizer, eos: ReadonlySet<number>, prompt: string, options: GenerateOptions = {}): AsyncGenerator<string, void, undefined> {
   const { maxTokens = 256, stop = [], signal, onToken, ...sampling } = checked(options);
-  const stops = new StopStrings(stop);
-  const text = tokenizer.stream();
-  for await (const id of engine.generate(tokenizer.encode(prompt), { ...sampling, maxTokens, eos, signal })) {
+  yield* piecesOf(engine.generate(tokenizer.encode(prompt), { ...sampling, maxTokens, eos, signal }), tokenizer.stream(), new StopStrings(stop), onToken);
+}
+
+/** What tokens say, up to the first stop string. */
+export async function* piecesOf(tokens: AsyncIterable<number>, text: ReturnType<TextTokenizer['stream']>, stops: StopStrings, onToken?: (id: number) => void): AsyncGenerator<string, void, undefined> {
+  for await (const id of tokens) {
     onToken?.(id);
     const { text: piece, stopped } = stops.push(text.push(id));
     if (piece !== '') yield piece;
@@ -40,7 +43,8 @@ export async function* generateText(engine: Engine, tokenizer: TextTokenizer, eo
   if (rest !== '') yield rest;
 }
 
-function checked(options: GenerateOptions): GenerateOptions {
+/** @throws MlaError invalid-argument */
+export function checked(options: GenerateOptions): GenerateOptions {
   const refuse = (argument: string, expected: string, got: unknown): never => {
     throw new MlaError('invalid-argument', 'out of range', { argument, expected, got: describe(got) });
   };

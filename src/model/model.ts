@@ -15,6 +15,7 @@ import { Decoder } from './decoder.ts';
 import { Engine } from './engine.ts';
 import { modelInfo, type ModelInfo } from './info.ts';
 import { generateText, type GenerateOptions } from './generate.ts';
+import { ModelText } from './model-text.ts';
 import { decoderShape, loadWeights, type LoadOptions } from './load.ts';
 import { readJson, type ModelSource } from './source.ts';
 import { Tokenizer } from './tokenizer.ts';
@@ -51,6 +52,11 @@ export class Model {
   /** Pieces of text as they come; several at once share steps. @throws MlaError invalid-argument, pool-exhausted, aborted, device-lost */
   generate(prompt: string, options?: GenerateOptions): AsyncGenerator<string, void, undefined> {
     return generateText(this.engine, this.tokenizer, new Set(this.config.eosTokenIds), prompt, options);
+  }
+
+  /** A text that stays in the cache until it is ended, and that can be forked. @throws MlaError invalid-argument, pool-exhausted, aborted, destroyed */
+  begin(prompt: string, options?: GenerateOptions): ModelText {
+    return ModelText.begin({ engine: this.engine, tokenizer: this.tokenizer, eos: new Set(this.config.eosTokenIds) }, prompt, options);
   }
 
   /** Ends what is under way and frees all. Idempotent. */
