@@ -1,0 +1,22 @@
+/** What a token takes in the cache of one layer: keys and values of every head, or one latent. Pure. */
+
+/** DeepSeek-V3's sizes. */
+export const MODEL = { heads: 128, layers: 61, nope: 128, rope: 64, value: 128, latent: 512 } as const;
+const BF16_BYTES = 2;
+
+export interface TokenCost {
+  /** Keys and values of all heads. */
+  readonly numbers: number;
+  readonly bytes: number;
+  /** The latent and the RoPE key. */
+  readonly latentNumbers: number;
+  readonly latentBytes: number;
+  /** How many times smaller the latent is. */
+  readonly ratio: number;
+}
+
+export function tokenCost(heads: number, { nope, rope, value, latent }: Omit<typeof MODEL, 'heads' | 'layers'> = MODEL): TokenCost {
+  const numbers = heads * (nope + rope + value);
+  const latentNumbers = latent + rope;
+  return { numbers, bytes: numbers * BF16_BYTES, latentNumbers, latentBytes: latentNumbers * BF16_BYTES, ratio: numbers / latentNumbers };
+}
