@@ -235,7 +235,7 @@ describe('the kernel page', () => {
       expect(rest).toEqual([a, a, rest[2], rest[2], rest[2], rest[2]]);
       expect([a, b, c]).not.toContain(rest[2]);
       expect(await count(page, '#schedule-rows .stretch')).toBeGreaterThanOrEqual(3);
-      for (const figure of ['gbps', 'tflops']) {
+      for (const figure of ['gbps', 'flops']) {
         expect(Number(await text(page, `#figure-${figure}`))).toBeGreaterThan(0);
         expect(await text(page, `#note-${figure}`)).toMatch(/^[\d.]+ % of what this adapter (reads|computes in f32), [\d.]+ (GB\/s|[TG]FLOP\/s)$/);
       }

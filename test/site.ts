@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { createServer, type Server } from 'node:http';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { extname, join } from 'node:path';
@@ -36,25 +36,34 @@ export interface Visit {
 
 export class Site {
   readonly dir: string;
+  /** While set, every connection breaks: a browser's own offline mode does not reach all service workers. */
+  away = false;
   readonly #server: Server;
 
-  private constructor(dir: string, server: Server) {
+  private constructor(dir: string) {
     this.dir = dir;
-    this.#server = server;
+    this.#server = createServer((request, response) => void this.#answer(request, response));
   }
 
   /** Builds the site into a folder of its own and serves it. */
   static async build(): Promise<Site> {
     const dir = await mkdtemp(join(tmpdir(), 'flashmla-demo-'));
     const vite = join(root, 'node_modules', 'vite', 'bin', 'vite.js');
-    await promisify(execFile)(process.execPath, [vite, 'build', '--mode', 'demo', '--outDir', dir, '--emptyOutDir', '--logLevel', 'error'], { cwd: root });
-    const server = createServer(async (request, response) => {
-      const path = new URL(request.url ?? '/', 'http://site').pathname.replace(/\/$/, '/index.html');
-      const body = path.startsWith(`${BASE}/`) ? await readFile(join(dir, path.slice(BASE.length))).catch(() => undefined) : undefined;
-      response.writeHead(body ? 200 : 404, { 'content-type': TYPES[extname(path)] ?? 'application/octet-stream' }).end(body);
+    await promisify(execFile)(process.execPath, [vite, 'build', '--mode', 'demo', '--outDir', dir, '--emptyOutDir', '--logLevel', 'error'], {
+      cwd: root,
+      // Vitest's own NODE_ENV would make it a build for development, which no one is served.
+      env: { ...process.env, NODE_ENV: 'production' },
     });
-    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-    return new Site(dir, server);
+    const site = new Site(dir);
+    await new Promise<void>((resolve) => site.#server.listen(0, '127.0.0.1', resolve));
+    return site;
+  }
+
+  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    if (this.away) return void request.socket.destroy();
+    const path = new URL(request.url ?? '/', 'http://site').pathname.replace(/\/$/, '/index.html');
+    const body = path.startsWith(`${BASE}/`) ? await readFile(join(this.dir, path.slice(BASE.length))).catch(() => undefined) : undefined;
+    response.writeHead(body ? 200 : 404, { 'content-type': TYPES[extname(path)] ?? 'application/octet-stream' }).end(body);
   }
 
   url(path = '', host = '127.0.0.1'): string {

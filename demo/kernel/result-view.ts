@@ -46,6 +46,7 @@ export class ResultView {
   /** Draws a report, and tells it to listeners. @param ceilings what the adapter can do at best, where that was measured */
   show({ timing, cost, check, step, lengths }: DecodeReport, ceilings?: Ceilings): void {
     const rates = ratesOf(cost, timing.ms);
+    const [flopValue = '–', flopUnit = 'TFLOP/s'] = rates ? flopRate(rates.tflops).split(' ') : [];
     const shares = rates && ceilings && sharesOf(rates, ceilings);
     const figures = el('dl', { class: 'figures' },
       figure({
@@ -57,7 +58,7 @@ export class ResultView {
         note: shares ? `${percent(shares.read)} of what this adapter reads, ${digits(ceilings!.reads)} GB/s` : 'Q, cache and out, each once',
       }),
       figure({
-        id: 'tflops', name: 'TFLOP/s', value: rates ? digits(rates.tflops) : '–', part: shares?.compute,
+        id: 'flops', name: flopUnit, value: flopValue, part: shares?.compute,
         note: shares ? `${percent(shares.compute)} of what this adapter computes in f32, ${flopRate(ceilings!.computes)}` : 'both products',
       }));
 

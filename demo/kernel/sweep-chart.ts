@@ -54,8 +54,8 @@ export class SweepChart {
         y: { range: (_, __, most) => [0, most > 0 ? most * 1.12 : 1] },
       },
       axes: [
-        { ...axis, label: 'tokens a sequence', labelSize: 22, splits: () => [...lengths], values: (_, at) => at.map((length) => count(length)) },
-        { ...axis, label: unit, labelSize: 22, size: 58, values: (_, at) => at.map((value) => digits(value)) },
+        { ...axis, label: 'tokens a sequence', labelSize: 20, size: 30, splits: () => [...lengths], values: (_, at) => at.map((length) => count(length)) },
+        { ...axis, label: unit, labelSize: 20, size: 58, values: (_, at) => at.map((value) => digits(value)) },
       ],
       series: [{}, ...lines.map(({ tier }): uPlot.Series => ({
         label: tier, stroke: color(`--tier-${tier}`), width: 2, dash: DASHES[tier], points: { show: true, size: 7, fill: color(`--tier-${tier}`) },
