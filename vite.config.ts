@@ -10,6 +10,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Plugin } from 'vite';
 import { defineConfig } from 'vitest/config';
+import { PAGES } from './demo/site/pages.ts';
+import { serviceWorker } from './demo/site/service-worker.ts';
+import { shell } from './demo/site/shell.ts';
 
 const CUBINS = join(import.meta.dirname, 'native-cuda/bin');
 /** The model that the site ships: another folder in place of demo/model while that has no weights, or for a site of one's own. */
@@ -71,12 +74,12 @@ const demo = {
   root: 'demo',
   base: './',
   publicDir: false as const,
-  plugins: [modelFiles()],
+  plugins: [shell(), modelFiles(), serviceWorker()],
   build: {
     target: 'es2022',
     outDir: '../dist/demo',
     emptyOutDir: true,
-    rollupOptions: { input: ['index', 'kernel', 'how'].map((page) => join(import.meta.dirname, `demo/${page}.html`)) },
+    rollupOptions: { input: PAGES.map(({ file }) => join(import.meta.dirname, 'demo', file)) },
   },
   worker: { format: 'es' as const },
   // The dev server: sources lie beside the site, and comlink is first met in a worker, too late to be found by itself.

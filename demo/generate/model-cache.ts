@@ -5,6 +5,7 @@
 import { MlaError } from '../../src/errors.ts';
 import { filesSource, type ModelFile } from '../../src/model/files-source.ts';
 import type { ModelSource } from '../../src/model/source.ts';
+import { MODEL_CACHE, MODEL_FOLDER } from '../site/cache-names.ts';
 
 export interface ShippedFile {
   readonly name: string;
@@ -17,8 +18,6 @@ declare const MODEL_FILES: readonly ShippedFile[];
 
 export const SHIPPED: readonly ShippedFile[] = MODEL_FILES;
 export const SHIPPED_BYTES: number = SHIPPED.reduce((sum, { bytes }) => sum + bytes, 0);
-
-const CACHE = 'flashmla-model';
 
 export interface FetchOptions {
   /** Bytes so far, of SHIPPED_BYTES. */
@@ -55,7 +54,7 @@ export async function isKept(base: string): Promise<boolean> {
 
 async function openStore(): Promise<Cache | undefined> {
   try {
-    return await caches.open(CACHE);
+    return await caches.open(MODEL_CACHE);
   } catch {
     return undefined;
   }

@@ -1,7 +1,10 @@
 /** The panel about the machine: which backend, on what, why, and what that means. */
 import type { MlaInfo } from '../../src/mla.ts';
-import type { Diagnosis } from '../site/diagnosis.ts';
+import { lacksOf, type Diagnosis } from '../site/diagnosis.ts';
 import { button, byId, el } from '../site/dom.ts';
+import { bytes, digits } from '../site/format.ts';
+import type { Ceilings } from './probe.ts';
+import { flopRate } from './rates.ts';
 
 export interface DeviceActions {
   readonly useCpu: () => void;
@@ -22,7 +25,8 @@ export class DeviceView {
     this.#notice.replaceChildren();
   }
 
-  show(info: MlaInfo, diagnosis: Diagnosis | undefined): void {
+  /** @param diagnoses what there is to tell about it, the most important first */
+  show(info: MlaInfo, diagnoses: readonly Diagnosis[]): void {
     const kind = info.backend === 'cpu' ? 'cpu' : info.software ? 'software' : 'gpu';
     const facts: [string, string | Node][] = [
       ['Device', el('strong', { id: 'device-name' }, info.device)],
@@ -30,23 +34,38 @@ export class DeviceView {
     ];
     if (info.tier !== undefined) facts.push(['Kernel tier', info.tier]);
     facts.push(['Why this one', el('span', { id: 'device-reason' }, info.reason)]);
-    if (info.backend === 'webgpu') facts.push(['Clock', info.features.includes('timestamp-query') ? 'on the device (timestamp queries)' : 'wall time (no timestamp queries)']);
+    if (info.backend === 'webgpu') {
+      facts.push(['Clock', info.features.includes('timestamp-query') ? 'on the device (timestamp queries)' : 'wall time (no timestamp queries)']);
+      facts.push(['Reads', el('span', { id: 'device-reads' }, 'measured with the first run')]);
+      facts.push(['Computes', el('span', { id: 'device-computes' }, 'measured with the first run')]);
+    }
     this.#facts.replaceChildren(el('dl', { class: 'facts' }, ...facts.flatMap(([name, value]) => [el('dt', {}, name), el('dd', {}, value)])));
+    const lacks = lacksOf(info);
+    if (lacks.length > 0) {
+      this.#facts.append(el('details', { class: 'small' }, el('summary', {}, 'What this device lacks'),
+        el('ul', { class: 'plain' }, ...lacks.map(({ title, text }) => el('li', {}, el('strong', {}, title), ` ${text}`)))));
+    }
     if (info.backend === 'webgpu') {
       const lose = button('Lose the device', 'lose', this.#actions.loseDevice, { class: 'link' });
       this.#facts.append(el('p', { class: 'quiet small' }, lose, ' to see what the page does when a driver resets.'));
     }
-    this.#tell(diagnosis);
+    this.#tell(diagnoses);
+  }
+
+  /** What the probe found, or why it found nothing. */
+  measured(ceilings: Ceilings | string): void {
+    const failed = typeof ceilings === 'string';
+    byId('device-reads').textContent = failed ? `not measured: ${ceilings}` : `${digits(ceilings.reads)} GB/s from a buffer of ${bytes(ceilings.bytes)}, measured here`;
+    byId('device-computes').textContent = failed ? 'not measured' : `${flopRate(ceilings.computes)} in f32, measured here`;
   }
 
   failed(diagnosis: Diagnosis, error: Error): void {
     this.#facts.replaceChildren(el('p', { class: 'quiet small' }, error.message));
-    this.#tell(diagnosis, button('Use the cpu backend', 'use-cpu', this.#actions.useCpu));
+    this.#tell([diagnosis], button('Use the cpu backend', 'use-cpu', this.#actions.useCpu));
   }
 
-  #tell(diagnosis: Diagnosis | undefined, action?: HTMLElement): void {
-    this.#notice.replaceChildren();
-    if (!diagnosis) return;
-    this.#notice.append(el('div', { class: 'notice' }, el('h3', {}, diagnosis.title), el('p', {}, diagnosis.text), action && el('p', {}, action)));
+  #tell(diagnoses: readonly Diagnosis[], action?: HTMLElement): void {
+    this.#notice.replaceChildren(...diagnoses.map(({ title, text }) =>
+      el('div', { class: 'notice' }, el('h3', {}, title), el('p', {}, text), action && el('p', {}, action))));
   }
 }

@@ -1,15 +1,18 @@
 /** The form: reads a batch, refuses in words what cannot be run, and follows the device's power. */
 import type { BackendName } from '../../src/mla.ts';
+import type { Tier } from '../../src/webgpu/tier.ts';
 import {
   MOST_HEADS, MOST_QUERIES, MOST_SEQUENCES, blocksOf, formatLengths, parseLengths, presetLengths, refusal, type Batch, type Power, type Preset,
 } from './batch.ts';
 import { byId } from '../site/dom.ts';
 import { bytes, flops, plural } from '../site/format.ts';
+import type { Choice } from './opening.ts';
 import { BLOCK_SIZE, TOKEN_BYTES, costOf } from './shape.ts';
+import { TIERS_UP, type TierBook } from './tiers.ts';
 
 export interface FormActions {
   readonly run: (batch: Batch) => void;
-  readonly backend: (backend: BackendName | 'auto') => void;
+  readonly choose: (choice: Choice) => void;
 }
 
 export class BatchForm {
@@ -21,6 +24,7 @@ export class BatchForm {
   readonly #queries = byId<HTMLInputElement>('queries');
   readonly #causal = byId<HTMLInputElement>('causal');
   readonly #backend = byId<HTMLSelectElement>('backend');
+  readonly #tier = byId<HTMLSelectElement>('tier');
   readonly #run = byId<HTMLButtonElement>('run');
   readonly #size = byId('size');
   readonly #problem = byId('problem');
@@ -39,7 +43,7 @@ export class BatchForm {
       this.#judge();
     });
     for (const input of [this.#heads, this.#queries, this.#causal]) input.addEventListener('input', () => this.#judge());
-    this.#backend.addEventListener('change', () => actions.backend(this.backend));
+    for (const select of [this.#backend, this.#tier]) select.addEventListener('change', () => actions.choose(this.choice));
     this.#form.addEventListener('submit', (event) => {
       event.preventDefault();
       if (this.#run.getAttribute('aria-disabled') === 'true') return;
@@ -50,12 +54,35 @@ export class BatchForm {
     this.#regenerate();
   }
 
-  get backend(): BackendName | 'auto' {
-    return this.#backend.value as BackendName | 'auto';
+  get choice(): Choice {
+    return { backend: this.#backend.value as BackendName | 'auto', tier: this.#tier.value as Tier | 'auto' };
   }
 
-  set backend(value: BackendName | 'auto') {
-    this.#backend.value = value;
+  set choice({ backend, tier }: Choice) {
+    this.#backend.value = backend;
+    this.#tier.value = tier;
+  }
+
+  /** Only tiers with nothing against them can be chosen. */
+  setTiers(book: TierBook): void {
+    for (const option of this.#tier.options) {
+      const tier = TIERS_UP.find((name) => name === option.value);
+      if (tier === undefined) continue;
+      const why = book.why(tier);
+      option.disabled = why !== undefined;
+      option.textContent = why === undefined ? tier : `${tier} (not here)`;
+    }
+  }
+
+  /** Fills the form, as a visitor would who writes lengths. */
+  setBatch({ lengths, heads, sQ, causal }: Batch): void {
+    this.#preset.value = 'custom';
+    this.#sequences.value = String(lengths.length);
+    this.#lengths.value = formatLengths(lengths);
+    this.#heads.value = String(heads);
+    this.#queries.value = String(sQ);
+    this.#causal.checked = causal;
+    this.#judge();
   }
 
   /** The batch in the form, or undefined, with the reason on the page. */

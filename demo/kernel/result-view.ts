@@ -2,6 +2,8 @@
 import { COSINE_TOLERANCE, LSE_TOLERANCE, OUT_TOLERANCE } from './check.ts';
 import { byId, el } from '../site/dom.ts';
 import { count, digits, milliseconds, plural, scientific } from '../site/format.ts';
+import type { Ceilings } from './probe.ts';
+import { flopRate, percent, ratesOf, sharesOf } from './rates.ts';
 import type { DecodeReport, Progress } from './session.ts';
 
 export class ResultView {
@@ -41,15 +43,24 @@ export class ResultView {
     this.#result.replaceChildren();
   }
 
-  /** Draws a report, and tells it to listeners. */
-  show(report: DecodeReport): void {
-    const { timing, cost, check, step, lengths } = report;
-    const known = timing.ms > 0;
-    const tflops = cost.flops / timing.ms / 1e9;
+  /** Draws a report, and tells it to listeners. @param ceilings what the adapter can do at best, where that was measured */
+  show({ timing, cost, check, step, lengths }: DecodeReport, ceilings?: Ceilings): void {
+    const rates = ratesOf(cost, timing.ms);
+    const [flopValue = '–', flopUnit = 'TFLOP/s'] = rates ? flopRate(rates.tflops).split(' ') : [];
+    const shares = rates && ceilings && sharesOf(rates, ceilings);
     const figures = el('dl', { class: 'figures' },
-      ...figure('Time a call', known ? milliseconds(timing.ms) : 'under the clock’s step', `${timing.source} time, median of ${timing.runs}${timing.calls > 1 ? ` × ${timing.calls} calls` : ''}`, 'time'),
-      ...figure('GB/s', known ? digits(cost.bytes / timing.ms / 1e6) : '–', 'Q, cache and out, each once', 'gbps'),
-      ...figure('TFLOP/s', known ? digits(tflops) : '–', known && tflops < 0.1 ? `that is ${digits(tflops * 1000)} GFLOP/s` : 'both products', 'tflops'));
+      figure({
+        id: 'time', name: 'Time a call', value: rates ? milliseconds(timing.ms) : 'under the clock’s step',
+        note: `${timing.source} time, median of ${timing.runs}${timing.calls > 1 ? ` × ${timing.calls} calls` : ''}`,
+      }),
+      figure({
+        id: 'gbps', name: 'GB/s', value: rates ? digits(rates.gbps) : '–', part: shares?.read,
+        note: shares ? `${percent(shares.read)} of what this adapter reads, ${digits(ceilings!.reads)} GB/s` : 'Q, cache and out, each once',
+      }),
+      figure({
+        id: 'flops', name: flopUnit, value: flopValue, part: shares?.compute,
+        note: shares ? `${percent(shares.compute)} of what this adapter computes in f32, ${flopRate(ceilings!.computes)}` : 'both products',
+      }));
 
     const verdict = el('p', { class: `verdict ${check.pass ? 'pass' : 'fail'}`, id: 'verdict' },
       el('span', { 'aria-hidden': 'true' }, check.pass ? '✓ ' : '✗ '), check.pass ? 'Pass' : 'Fail',
@@ -70,10 +81,20 @@ export class ResultView {
 
     this.#result.classList.remove('stale');
     this.#result.replaceChildren(verdict, figures, table, notes);
-    this.idle(`${check.pass ? 'Pass' : 'Fail'}: ${known ? `${milliseconds(timing.ms)} a call, ${digits(cost.bytes / timing.ms / 1e6)} GB/s, ${digits(tflops)} TFLOP/s` : 'too fast for the clock'}.`, true);
+    this.idle(`${check.pass ? 'Pass' : 'Fail'}: ${rates ? `${milliseconds(timing.ms)} a call, ${digits(rates.gbps)} GB/s, ${flopRate(rates.tflops)}` : 'too fast for the clock'}.`, true);
   }
 }
 
-function figure(name: string, value: string, note: string, id: string): HTMLElement[] {
-  return [el('div', {}, el('dt', {}, name), el('dd', {}, el('span', { class: 'value', id: `figure-${id}` }, value), el('span', { class: 'quiet small' }, note)))];
+interface Figure {
+  readonly id: string;
+  readonly name: string;
+  readonly value: string;
+  readonly note: string;
+  /** Of what is possible; drawn as a bar. */
+  readonly part?: number | undefined;
+}
+
+function figure({ id, name, value, note, part }: Figure): HTMLElement {
+  const bar = part !== undefined && el('span', { class: 'share', 'aria-hidden': 'true' }, el('span', { style: `width: ${Math.min(100, 100 * part).toFixed(1)}%` }));
+  return el('div', {}, el('dt', {}, name), el('dd', {}, el('span', { class: 'value', id: `figure-${id}` }, value), bar, el('span', { class: 'quiet small', id: `note-${id}` }, note)));
 }

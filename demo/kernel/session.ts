@@ -3,9 +3,11 @@ import { transfer, wrap, type Remote } from 'comlink';
 import type { BackendName, Mla, MlaInfo, MlaMetadata, PagedKvCache, SequenceId } from '../../src/mla.ts';
 import { connect } from '../../src/worker/index.ts';
 import { poolBlocks, type Batch } from './batch.ts';
+import type { Tier } from '../../src/webgpu/tier.ts';
 import type { CheckReport } from './check.ts';
 import { measure, type Timing } from './measure.ts';
-import { LOSE_DEVICE, isDeviceLost } from './notices.ts';
+import { LOSE_DEVICE, isDeviceLost, type ProbeAnswer, type ProbeRequest } from './notices.ts';
+import type { Ceilings } from './probe.ts';
 import type { ReferenceService } from './reference-worker.ts';
 import { BLOCK_SIZE, D_QK, D_V, costOf, type Cost, type Step } from './shape.ts';
 
@@ -15,7 +17,22 @@ export interface Progress {
   readonly part?: number;
 }
 
+/** What a session runs on. */
+export interface DeviceChoice {
+  readonly backend: BackendName | 'auto';
+  /** webgpu: the kernel tier; the best that works when absent. */
+  readonly tier?: Tier;
+}
+
+export interface DecodeOptions {
+  /** Time for measurements; see measure. */
+  readonly budgetMs?: number;
+  /** Multiplications that the reference may cost; see TokenStore. */
+  readonly checkBudget?: number;
+}
+
 export interface DecodeReport {
+  readonly info: MlaInfo;
   readonly step: Step;
   readonly lengths: Int32Array;
   readonly cost: Cost;
@@ -34,6 +51,8 @@ export class Session {
   #cache: PagedKvCache | undefined;
   #sequences: SequenceId[] = [];
   #seed = 1;
+  /** By the size asked for. */
+  readonly #ceilings = new Map<number, Ceilings>();
 
   private constructor(mla: Mla, worker: Worker) {
     this.mla = mla;
@@ -43,10 +62,11 @@ export class Session {
   }
 
   /** @throws MlaError backend-unavailable */
-  static async open(backend: BackendName | 'auto', onLost: (session: Session, message: string) => void): Promise<Session> {
+  static async open(choice: DeviceChoice, onLost: (session: Session, message: string) => void): Promise<Session> {
     const worker = new Worker(new URL('./worker.ts', import.meta.url), { type: 'module', name: 'flashmla-web' });
     try {
-      const session = new Session(await connect(worker, { backend }), worker);
+      // Tuning in the background would be in the figures: `decode` tunes before it measures.
+      const session = new Session(await connect(worker, { ...choice, tune: 'stored' }), worker);
       worker.addEventListener('message', ({ data }) => {
         if (isDeviceLost(data)) onLost(session, data.message);
       });
@@ -119,9 +139,13 @@ export class Session {
   }
 
   /** Decodes random queries over the cache, takes the time and checks the result. */
-  async decode(step: Step, progress: (p: Progress) => void): Promise<DecodeReport> {
+  async decode(step: Step, progress: (p: Progress) => void, { budgetMs, checkBudget }: DecodeOptions = {}): Promise<DecodeReport> {
     const { mla } = this;
     const { heads, sQ, causal } = step;
+    if (this.info.backend === 'webgpu' && !this.info.software) {
+      progress({ words: 'Choosing kernel configurations, once a device' });
+      await mla.tune({ numQTokensPerHeadK: sQ * heads });
+    }
     const cache = this.#cache!;
     const sequences = [...this.#sequences];
     const lengths = cache.cacheSeqlens(sequences);
@@ -136,11 +160,11 @@ export class Session {
       try {
         await mla.finished();
         const timing = await measure(mla, () => mla.flashMlaWithKvCache({ ...args, out, lse }), (run, most) =>
-          progress({ words: `Running: measurement ${run}`, part: run / most }));
+          progress({ words: `Running: measurement ${run}`, part: run / most }), budgetMs);
         progress({ words: 'Checking against the float64 reference' });
         const bits = (await out.readBits()) as Uint16Array<ArrayBuffer>;
-        const check = await this.#reference.check(transfer({ ...step, sequences, out: bits, lse: (await lse.readBits()) as Float32Array }, [bits.buffer]));
-        return { step, lengths, cost: costOf(step, lengths), timing, check };
+        const check = await this.#reference.check(transfer({ ...step, sequences, ...(checkBudget !== undefined && { budget: checkBudget }), out: bits, lse: (await lse.readBits()) as Float32Array }, [bits.buffer]));
+        return { info: this.info, step, lengths, cost: costOf(step, lengths), timing, check };
       } finally {
         out.destroy();
         lse.destroy();
@@ -148,6 +172,27 @@ export class Session {
     } finally {
       q.destroy();
     }
+  }
+
+  /**
+   * What the device reads and computes at best, beside a working set of `bytes`; undefined on the cpu backend. Nothing else
+   * may run meanwhile.
+   * @throws Error when the probe failed
+   */
+  async ceilings(bytes: number): Promise<Ceilings | undefined> {
+    if (this.info.backend !== 'webgpu') return undefined;
+    const size = 2 ** Math.ceil(Math.log2(bytes));
+    const known = this.#ceilings.get(size);
+    if (known) return known;
+    const { port1, port2 } = new MessageChannel();
+    const answer = new Promise<ProbeAnswer>((resolve) => {
+      port1.onmessage = ({ data }: MessageEvent<ProbeAnswer>) => resolve(data);
+    });
+    this.#worker.postMessage({ notice: 'probe', port: port2, bytes: size, software: this.info.software } satisfies ProbeRequest, [port2]);
+    const found = await answer;
+    if ('fault' in found) throw new Error(found.fault);
+    this.#ceilings.set(size, found.ceilings);
+    return found.ceilings;
   }
 
   /** Destroys the GPUDevice in the worker: what a driver reset does. */
