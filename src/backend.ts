@@ -5,7 +5,7 @@
  * the caller's thread keeps the rest. Tensors are named by ids that the host side chooses. Calls take effect in
  * call order; arguments have been validated. A call that returns a promise rejects with an MlaError.
  */
-import type { DType, KvDType, MemoryStats, MlaInfo, MlaMetadata, TuneReport } from './mla.ts';
+import type { DType, KvDType, LoadClass, MemoryStats, MlaInfo, MlaMetadata, TuneReport } from './mla.ts';
 import type { StepOp } from './ops.ts';
 
 export type TensorId = number;
@@ -52,6 +52,7 @@ export interface TuneOp {
   readonly dQk: number;
   readonly dV: number;
   readonly dtype: KvDType;
+  readonly load: LoadClass;
   readonly again: boolean;
 }
 

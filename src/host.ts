@@ -152,11 +152,14 @@ export class MlaHost implements Mla {
     return this.#backend.timeEnd();
   }
 
-  async tune(args: TuneArgs): Promise<TuneReport> {
+  async tune(args: TuneArgs): Promise<TuneReport[]> {
     this.#checkAlive();
-    const op = checkTune(args);
-    const nothing: TuneReport = { shapeClass: shapeClass(op), source: 'none', trials: [], note: `backend ${this.info.backend} has nothing to tune` };
-    return (await this.#backend.tune?.(op)) ?? nothing;
+    const reports: TuneReport[] = [];
+    for (const op of checkTune(args)) {
+      const nothing: TuneReport = { shapeClass: shapeClass(op), load: op.load, source: 'none', trials: [], note: `backend ${this.info.backend} has nothing to tune` };
+      reports.push((await this.#backend.tune?.(op)) ?? nothing);
+    }
+    return reports;
   }
 
   async flushCache(): Promise<void> {

@@ -132,19 +132,25 @@ export interface ScheduleInfo {
   readonly mostSmallParts?: number;
   /** What each sequence costs a part that works on it, besides its tokens, in tokens; 0 when absent. */
   readonly sequenceTokens?: number;
-  /** What tuning found, in place of `slots` and `rowTiles`, for calls of these rows and heads. */
+  /** What tuning found, in place of `slots` and `rowTiles`, for calls of these rows, heads and loads. */
   readonly tuned?: readonly TunedSchedule[];
 }
+
+/** How much a decode call has to read: 'short' up to 65,536 tokens in the cache, those of all its sequences together; else 'long'. */
+export type LoadClass = 'short' | 'long';
 
 export interface TunedSchedule {
   /** Calls of as many query rows a KV head, or a few less (see `rowClass`). */
   readonly rows: number;
   readonly numHeadsK: number;
+  readonly load: LoadClass;
   readonly slots: number;
   readonly rowTile: number;
+  /** Keys a step of the kernel: calls on blocks that it does not divide are scheduled as if nothing had been tuned. */
+  readonly tokens: number;
 }
 
-/** A class of decode calls that one kernel configuration serves best. */
+/** Decode calls that one kernel configuration serves best, or two: one for short loads and one for long ones. */
 export interface TuneArgs {
   /** Query rows that share a KV head: s_q * h_q / h_kv. */
   readonly numQTokensPerHeadK: number;
@@ -156,6 +162,8 @@ export interface TuneArgs {
   readonly headDimV?: number;
   /** bf16 when absent. */
   readonly dtype?: KvDType;
+  /** Only for calls of this load; for both when absent. */
+  readonly load?: LoadClass;
   /** Measure though the choice is known. */
   readonly again?: boolean;
 }
@@ -166,9 +174,8 @@ export interface TuneTrial {
   readonly config: string;
   /** Workgroups that the schedule was cut for. */
   readonly slots?: number;
-  /** Milliseconds of a call on a long and on a short cache. */
-  readonly longMs?: number;
-  readonly shortMs?: number;
+  /** Milliseconds of a call. */
+  readonly ms?: number;
   /** Why it was not measured, or not to the end. */
   readonly refused?: string;
 }
@@ -177,18 +184,20 @@ export interface TuneTrial {
 export interface TuneChoice {
   readonly config: string;
   readonly slots: number;
-  readonly longMs: number;
-  readonly shortMs: number;
+  /** Milliseconds of the call that it was chosen by. */
+  readonly ms: number;
 }
 
+/** What became of tuning for one load. */
 export interface TuneReport {
   /** The class in words, as it is remembered. */
   readonly shapeClass: string;
+  readonly load: LoadClass;
   /** 'none': nothing to tune, and `note` says why. */
   readonly source: 'measured' | 'remembered' | 'none';
   readonly trials: readonly TuneTrial[];
   readonly chosen?: TuneChoice;
-  /** Operations and bytes of the long call, for TFLOP/s and GB/s. */
+  /** Operations and bytes of the call that was measured, for TFLOP/s and GB/s. */
   readonly flops?: number;
   readonly bytes?: number;
   /** Where times come from: timestamps of the device, else wall time. */
@@ -252,9 +261,10 @@ export interface Mla {
   /**
    * Measures the kernel configurations for a class of calls and uses the best from then on, or finds the choice
    * remembered. The schedule may change with it: make metadata anew to profit; metadata made before stays right.
-   * @throws MlaError invalid-argument, out-of-memory, device-lost
+   * @returns a report for each load: of short ones first, or of the one asked for alone
+   * @throws MlaError invalid-argument, invalid-shape, invalid-dtype, out-of-memory, device-lost
    */
-  tune(args: TuneArgs): Promise<TuneReport>;
+  tune(args: TuneArgs): Promise<TuneReport[]>;
   /** Pushes earlier data out of the device's caches, so that a benchmark reads from memory. */
   flushCache(): Promise<void>;
   memory(): Promise<MemoryStats>;

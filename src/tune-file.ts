@@ -4,7 +4,7 @@ import { mkdir, readFile, rename, rm, unlink, writeFile } from 'node:fs/promises
 import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { TuneChoice } from './mla.ts';
-import { readChoice, type TuneStore } from './tune-store.ts';
+import { STORE_FORMAT, readChoice, type TuneStore } from './tune-store.ts';
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -34,12 +34,12 @@ export function fileStore(file: string = join(cacheDirectory(), 'tune.json')): T
   };
 }
 
-/** What is there and understood. A file that is damaged or somebody else's counts as none, and the next write replaces it. */
+/** What is there and understood. A file that is damaged, of another format or somebody else's counts as none, and the next write replaces it. */
 async function read(file: string): Promise<Map<string, TuneChoice>> {
   const entries = new Map<string, TuneChoice>();
   try {
-    const { choices } = JSON.parse(await readFile(file, 'utf8')) as { choices?: unknown };
-    if (typeof choices !== 'object' || choices === null || Array.isArray(choices)) return entries;
+    const { format, choices } = JSON.parse(await readFile(file, 'utf8')) as { format?: unknown; choices?: unknown };
+    if (format !== STORE_FORMAT || typeof choices !== 'object' || choices === null || Array.isArray(choices)) return entries;
     for (const [key, value] of Object.entries(choices)) {
       const choice = readChoice(value);
       if (choice) entries.set(key, choice);
@@ -53,7 +53,7 @@ async function write(file: string, entries: ReadonlyMap<string, TuneChoice>): Pr
   await mkdir(dirname(file), { recursive: true });
   const temporary = `${file}.${process.pid}-${randomBytes(4).toString('hex')}.tmp`;
   try {
-    await writeFile(temporary, `${JSON.stringify({ choices: Object.fromEntries(entries) }, null, 1)}\n`);
+    await writeFile(temporary, `${JSON.stringify({ format: STORE_FORMAT, choices: Object.fromEntries(entries) }, null, 1)}\n`);
     await rename(temporary, file);
   } catch (error) {
     await unlink(temporary).catch(() => undefined);

@@ -1,6 +1,6 @@
 /** Tuning remembered in a browser, on a page or in a worker: one object store of IndexedDB. */
 import type { TuneChoice } from './mla.ts';
-import { noStore, readChoice, type TuneStore } from './tune-store.ts';
+import { STORE_FORMAT, noStore, readChoice, type TuneStore } from './tune-store.ts';
 
 const DATABASE = 'flashmla-web';
 const STORE = 'tune';
@@ -38,8 +38,12 @@ function reachable(): IDBFactory | undefined {
 }
 
 async function run<T>(factory: IDBFactory, mode: IDBTransactionMode, make: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> {
-  const opening = factory.open(DATABASE, 1);
-  opening.onupgradeneeded = () => void opening.result.createObjectStore(STORE);
+  const opening = factory.open(DATABASE, STORE_FORMAT);
+  opening.onupgradeneeded = () => {
+    const { result } = opening;
+    if (result.objectStoreNames.contains(STORE)) result.deleteObjectStore(STORE);
+    result.createObjectStore(STORE);
+  };
   const database = await settled(opening);
   try {
     return await settled(make(database.transaction(STORE, mode).objectStore(STORE)));

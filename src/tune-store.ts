@@ -1,6 +1,9 @@
 /** What tuning found, kept from one run to the next. Where and how is the environment's: IndexedDB in a browser, a file in Node. */
 import type { TuneChoice } from './mla.ts';
 
+/** Raised when choices come to hold, or their keys to name, something else. What is stored in another format counts as not remembered. */
+export const STORE_FORMAT = 2;
+
 export interface TuneStore {
   /** Where, in words. */
   readonly place: string;
@@ -20,10 +23,10 @@ export function noStore(why: string): TuneStore {
 /** `value` when it is a choice as this version writes them: what is stored may be anybody's. */
 export function readChoice(value: unknown): TuneChoice | undefined {
   if (typeof value !== 'object' || value === null) return undefined;
-  const { config, slots, longMs, shortMs } = value as Readonly<Record<string, unknown>>;
-  const isTime = (ms: unknown): ms is number => typeof ms === 'number' && Number.isFinite(ms) && ms > 0;
-  if (typeof config !== 'string' || !Number.isSafeInteger(slots) || (slots as number) < 1 || !isTime(longMs) || !isTime(shortMs)) return undefined;
-  return { config, slots: slots as number, longMs, shortMs };
+  const { config, slots, ms } = value as Readonly<Record<string, unknown>>;
+  if (typeof config !== 'string' || !Number.isSafeInteger(slots) || (slots as number) < 1) return undefined;
+  if (typeof ms !== 'number' || !Number.isFinite(ms) || ms <= 0) return undefined;
+  return { config, slots: slots as number, ms };
 }
 
 /** What a choice depends on besides the class of calls. */

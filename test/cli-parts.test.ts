@@ -157,7 +157,7 @@ describe('doctor', () => {
   });
 
   it('shows what is remembered', async () => {
-    const choice = { config: 'base 4x16/128', slots: 132, longMs: 1, shortMs: 0.1 };
+    const choice = { config: 'base 4x16/128', slots: 132, ms: 1 };
     const tuneStore = { ...noStore('a test'), place: '/a/file', load: async () => new Map([['0.1.0 | gpu | f16 48/32', choice]]) };
     const context = Object.assign(fakeContext(), { tuneStore });
     await run(['doctor'], context);

@@ -15,14 +15,16 @@ beforeEach(async () => {
 });
 afterEach(() => rm(directory, { recursive: true, force: true }));
 
-const chosen = { config: 'b', slots: 66, longMs: 2, shortMs: 0.5 };
-const trials = [{ config: 'a', slots: 132, longMs: 4, shortMs: 0.5 }, { config: 'b', slots: 132, refused: 'given up' }, chosen, { config: 'c', refused: 'too large' }];
+const chosen = { config: 'b', slots: 66, ms: 2 };
+const trials = [{ config: 'a', slots: 132, ms: 4 }, { config: 'b', slots: 132, refused: 'given up' }, chosen, { config: 'c', refused: 'too large' }];
 const asked: TuneArgs[] = [];
 beforeEach(() => asked.splice(0));
-async function tune(args: TuneArgs): Promise<TuneReport> {
+async function tune(args: TuneArgs): Promise<TuneReport[]> {
   asked.push(args);
-  if (args.numQTokensPerHeadK === 8) throw new MlaError('out-of-memory', 'no\nroom');
-  return { shapeClass: `${args.numQTokensPerHeadK} rows`, source: 'measured', trials, chosen, flops: 4e9, bytes: 8e6, timing: 'device', note: 'remembered in /a/file' };
+  const { numQTokensPerHeadK: rows, load } = args;
+  if (!load) throw new Error('asked for both');
+  if (rows === 8 && load === 'short') throw new MlaError('out-of-memory', 'no\nroom');
+  return [{ shapeClass: `${rows} rows, ${load}`, load, source: 'measured', trials, chosen, flops: 4e9, bytes: 8e6, timing: 'device', note: 'remembered in /a/file' }];
 }
 
 describe('tune', () => {
@@ -31,23 +33,25 @@ describe('tune', () => {
     { name: 'other', b: 1, h_q: 4, dtype: 'f16', seqlens: [10] }, { name: 'failing', b: 1, h_q: 8, seqlens: [10] },
   ];
 
-  it('tunes each class once, shows every trial, and goes on after a failure', async () => {
+  it('tunes each class once, for both loads, shows every trial, and goes on after a failure', async () => {
     const shapesFile = join(directory, 'shapes.json');
     await writeFile(shapesFile, JSON.stringify(shapes));
     const context = fakeContext({ wrap: (mla) => altered(mla, { tune }) });
     expect(await run(['tune', '--shapes', shapesFile, '--json', join(directory, 'out.json')], context)).toBe(1);
-    expect(asked.map(({ numQTokensPerHeadK, dtype, again }) => [numQTokensPerHeadK, dtype, again])).toEqual([[64, 'bf16', true], [4, 'f16', true], [8, 'bf16', true]]);
+    expect(asked.map(({ numQTokensPerHeadK, dtype, load, again }) => [numQTokensPerHeadK, dtype, load, again])).toEqual([
+      [64, 'bf16', 'short', true], [64, 'bf16', 'long', true], [4, 'f16', 'short', true], [4, 'f16', 'long', true], [8, 'bf16', 'short', true], [8, 'bf16', 'long', true],
+    ]);
     expect(context.choices).toEqual([{ backend: 'auto', tune: 'stored' }]);
     expect(context.err).toBe('');
-    expect(context.out).toContain('64 rows; device time\n');
-    expect(context.out).toMatch(/^a +132 +4\.000 +1\.00 +2\.00 +0\.5000$/m);
+    for (const load of ['short', 'long']) expect(context.out).toContain(`64 rows, ${load}; device time\n`);
+    expect(context.out).toMatch(/^a +132 +4\.000 +1\.00 +2\.00$/m);
     expect(context.out).toMatch(/^b +132 +given up$/m);
-    expect(context.out).toMatch(/^b +66 +2\.000 +2\.00 +4\.00 +0\.5000 +chosen$/m);
+    expect(context.out).toMatch(/^b +66 +2\.000 +2\.00 +4\.00 +chosen$/m);
     expect(context.out).toMatch(/^c +too large$/m);
     expect(context.out).toContain('remembered in /a/file\n');
-    expect(context.out).toContain('8 rows, 1 KV head: not tuned (out-of-memory): no room\n');
+    expect(context.out).toContain('8 rows, 1 KV head, short load: not tuned (out-of-memory): no room\n');
     expect(JSON.parse(await readFile(join(directory, 'out.json'), 'utf8'))).toMatchObject({
-      backend: 'cpu', reports: [{ chosen, trials }, { chosen }], failures: [{ shapeClass: 'bf16 576/512, 8 rows, 1 KV head', code: 'out-of-memory' }],
+      backend: 'cpu', reports: [{ load: 'short', chosen, trials }, { load: 'long' }, { load: 'short' }, { load: 'long' }, { shapeClass: '8 rows, long' }], failures: [{ shapeClass: 'bf16 576/512, 8 rows, 1 KV head, short load', code: 'out-of-memory' }],
     });
   });
 
@@ -73,24 +77,23 @@ describe('tune', () => {
 });
 
 describe('bench', () => {
-  const shapes = [{ name: 'tiny', b: 1, h_q: 4, d_qk: 48, d_v: 32, seqlens: [10] }];
-  const bench = async (software: boolean, ...args: string[]): Promise<ReturnType<typeof fakeContext>> => {
+  const bench = async (software: boolean, seqlens: readonly number[], ...args: string[]): Promise<ReturnType<typeof fakeContext>> => {
     const shapesFile = join(directory, 'shapes.json');
-    await writeFile(shapesFile, JSON.stringify(shapes));
+    await writeFile(shapesFile, JSON.stringify([{ name: 'tiny', b: seqlens.length, h_q: 4, d_qk: 48, d_v: 32, seqlens }]));
     const context = fakeContext({ wrap: (mla) => altered(mla, { tune, info: { ...mla.info, software } }) });
     expect(await run(['bench', '--shapes', shapesFile, '--runs', '1', ...args], context)).toBe(0);
     return context;
   };
 
-  it('tunes a shape before it measures it, and nothing behind its back', async () => {
-    const context = await bench(false);
-    expect(asked).toEqual([{ numQTokensPerHeadK: 4, numHeadsK: 1, headDim: 48, headDimV: 32, dtype: 'bf16' }]);
+  it.each([['short', [10]], ['long', [65_000, 537]]])('tunes the class of a %s shape before it measures it, and nothing behind its back', async (load, seqlens) => {
+    const context = await bench(false, seqlens);
+    expect(asked).toEqual([{ numQTokensPerHeadK: 4, numHeadsK: 1, headDim: 48, headDimV: 32, dtype: 'bf16', load }]);
     expect(context.choices).toEqual([{ backend: 'auto', tune: 'stored' }]);
   });
 
   it('--no-tune keeps to the fixed choice; a software adapter is not tuned', async () => {
-    expect((await bench(false, '--no-tune')).choices).toEqual([{ backend: 'auto', tune: 'off' }]);
-    await bench(true);
+    expect((await bench(false, [10], '--no-tune')).choices).toEqual([{ backend: 'auto', tune: 'off' }]);
+    await bench(true, [10]);
     expect(asked).toEqual([]);
   });
 });

@@ -9,7 +9,7 @@ import { BLOCK_TOKENS, COMBINE_THREADS, DECODE_FEW_THREADS, DECODE_SHARED_BYTES,
 import { CUBINS, readKernels } from '../src/cuda/cubin.ts';
 import { HostBlock } from '../src/cuda/driver.ts';
 import { APPEND_PARAMS, COMBINE_PARAMS_AT, DECODE_PARAMS, GATHER_PARAMS, writeAppendParams, writeDecodeParams, writeGatherParams } from '../src/cuda/params.ts';
-import { getMlaMetadata, partsTarget } from '../src/schedule.ts';
+import { getMlaMetadata, mostParts } from '../src/schedule.ts';
 
 const source = (name: string): Promise<string> => readFile(join(HERE, name), 'utf8');
 
@@ -160,7 +160,7 @@ describe('configuration', () => {
     for (const [rows, hKv] of [[16, 1], [64, 1], [65, 1], [128, 1], [192, 1], [256, 1], [300, 2], [16, 8], [1000, 200]] as const) {
       const { parts } = getMlaMetadata({ cacheSeqlens: new Int32Array(200).fill(9000), numQTokensPerHeadK: rows, numHeadsK: hKv }, machine);
       const { grid } = chooseDecodeConfig({ ...shape, hQ: rows * hKv, hKv }, { parts, kvBlocks: 28200, mergeBlocks: 0, mostSplits: 1 }, 132);
-      expect(parts).toBe(partsTarget(machine, rows, hKv));
+      expect(parts).toBe(mostParts(machine, { rows, numHeadsK: hKv, blockSize: 64 }));
       const blocks = grid[0] * grid[1] * grid[2];
       if (parts > 1) expect(blocks, `${rows} rows, ${hKv} KV heads`).toBeLessThanOrEqual(132);
       expect(blocks + blocks / parts, `${rows} rows, ${hKv} KV heads`).toBeGreaterThan(132);

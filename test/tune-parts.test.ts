@@ -4,16 +4,18 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { getMlaMetadata, partsTarget, rowClass } from '../src/schedule.ts';
+import { LONG_LOAD_TOKENS, getMlaMetadata, loadOf, mostParts, partsTarget, rowClass } from '../src/schedule.ts';
 import { checkTune, classOf, parseShapeClass, shapeClass, type ShapeClass } from '../src/shape-class.ts';
 import { cacheDirectory, fileStore } from '../src/tune-file.ts';
 import { indexedDbStore } from '../src/tune-indexed-db.ts';
-import { noStore, readChoice, siteKey, type TuneSite } from '../src/tune-store.ts';
-import type { KernelLimits } from '../src/webgpu/config.ts';
-import { PROBE_TOKENS, TUNE_BLOCK, loadCost, tokensWithin, tuneLoads } from '../src/webgpu/tune-load.ts';
-import { search, slotLadder, type Times } from '../src/webgpu/tune-search.ts';
+import { STORE_FORMAT, noStore, readChoice, siteKey, type TuneSite } from '../src/tune-store.ts';
+import type { DeviceTraits, KernelLimits } from '../src/webgpu/config.ts';
+import type { TuneDevice } from '../src/webgpu/tune-bench.ts';
+import { PROBE_TOKENS, TUNE_BLOCK, loadCost, nextProbe, tokensWithin, tuneLoad, type TuneLoad } from '../src/webgpu/tune-load.ts';
+import { search, slotLadder } from '../src/webgpu/tune-search.ts';
+import { Tuner } from '../src/webgpu/tuner.ts';
 
-const choice = { config: 'base 16x16/256 r2', slots: 132, longMs: 1.5, shortMs: 0.1 };
+const choice = { config: 'base 16x16/256 r2', slots: 132, ms: 1.5 };
 
 describe('classes', () => {
   test('rows that share a class share its tiles', () => {
@@ -23,82 +25,151 @@ describe('classes', () => {
   test('in words and back, one text a class', () => {
     const shapes = fc.record<ShapeClass>({
       rows: fc.integer({ min: 1, max: 600 }), hKv: fc.integer({ min: 1, max: 8 }), dQk: fc.constantFrom(48, 576), dV: fc.constantFrom(32, 512), dtype: fc.constantFrom('bf16', 'f16'),
+      load: fc.constantFrom('short', 'long'),
     });
     fc.assert(fc.property(shapes, (shape) => void expect(parseShapeClass(shapeClass(shape))).toEqual(shape)));
-    for (const text of ['', 'bf16 576/512, 16 rows', 'x bf16 576/512, 16 rows, 1 KV head', 'f32 576/512, 16 rows, 1 KV head']) expect(parseShapeClass(text)).toBeUndefined();
+    for (const text of ['', 'bf16 576/512, 16 rows', 'bf16 576/512, 16 rows, 1 KV head', 'x bf16 576/512, 16 rows, 1 KV head, long load', 'f32 576/512, 16 rows, 1 KV head, long load', 'bf16 576/512, 16 rows, 1 KV head, medium load']) expect(parseShapeClass(text)).toBeUndefined();
   });
 
   test('of a call and of the arguments that name it', () => {
-    const call = { b: 3, sQ: 2, hQ: 126, hKv: 2, dQk: 576, dV: 512, dtype: 'f16', blockSize: 64 } as const;
-    const { again, ...shape } = checkTune({ numQTokensPerHeadK: 126, numHeadsK: 2, dtype: 'f16' });
-    expect(again).toBe(false);
-    expect(shape).toEqual(classOf(call));
+    const call = (length: number) => ({
+      sQ: 2, hQ: 126, hKv: 2, dQk: 576, dV: 512, dtype: 'f16', metadata: getMlaMetadata({ cacheSeqlens: Int32Array.of(9, length), numQTokensPerHeadK: 126, numHeadsK: 2 }, { slots: 1, rowTiles: [1], minTokensPerPart: 1 }),
+    } as const);
+    const args = { numQTokensPerHeadK: 126, numHeadsK: 2, dtype: 'f16' } as const;
+    expect(checkTune(args)).toEqual([call(5), call(1e6)].map((c) => ({ ...classOf(c), again: false })));
+    for (const load of ['short', 'long'] as const) expect(checkTune({ ...args, load })).toMatchObject([{ load }]);
+  });
+
+  test('of loads: tokens of all sequences together', () => {
+    expect([[0], [LONG_LOAD_TOKENS], [LONG_LOAD_TOKENS, 1], [LONG_LOAD_TOKENS - 1, 0, 2], Array<number>(300).fill(2147483647)].map(loadOf)).toEqual(['short', 'short', 'long', 'long', 'long']);
+    expect(loadOf(Int32Array.of(2147483647, 2147483647))).toBe('long');
   });
 });
 
 describe('the schedule', () => {
   const machine = { slots: 264, rowTiles: [4, 16], minTokensPerPart: 64 };
-  const tuned = { ...machine, tuned: [{ rows: 128, numHeadsK: 1, slots: 132, rowTile: 64 }, { rows: 128, numHeadsK: 1, slots: 1, rowTile: 1 }] };
+  const short = { rows: 128, numHeadsK: 1, load: 'short', slots: 132, rowTile: 64, tokens: 16 } as const;
+  const long = { ...short, load: 'long', slots: 528, tokens: 32 } as const;
+  const tuned = { ...machine, tuned: [short, { ...short, slots: 1 }, long] };
+  const call = { rows: 128, numHeadsK: 1, blockSize: 64, load: 'short' } as const;
 
   test('follows what was tuned, for calls of those rows and heads', () => {
-    expect(partsTarget(machine, 128, 1)).toBe(33);
-    expect(partsTarget(tuned, 128, 1)).toBe(66);
-    expect(partsTarget(tuned, 113, 1)).toBe(66);
-    expect(partsTarget(tuned, 112, 1)).toBe(partsTarget(machine, 112, 1));
-    expect(partsTarget(tuned, 128, 2)).toBe(partsTarget(machine, 128, 2));
+    expect(partsTarget(machine, call)).toBe(33);
+    expect(partsTarget(tuned, call)).toBe(66);
+    expect(partsTarget(tuned, { ...call, rows: 113 })).toBe(66);
+    for (const other of [{ ...call, rows: 112 }, { ...call, numHeadsK: 2 }]) expect(partsTarget(tuned, other)).toBe(partsTarget(machine, other));
     const args = { cacheSeqlens: Int32Array.of(8192), numQTokensPerHeadK: 128, numHeadsK: 1 };
     expect([getMlaMetadata(args, machine).parts, getMlaMetadata(args, tuned).parts]).toEqual([32, 64]);
+  });
+
+  test('goes by the load of the call, and by nothing where only the other load was tuned', () => {
+    expect(partsTarget(tuned, { ...call, load: 'long' })).toBe(264);
+    const parts = (length: number, ...known: (typeof short | typeof long)[]): number =>
+      getMlaMetadata({ cacheSeqlens: Int32Array.of(length), numQTokensPerHeadK: 128, numHeadsK: 1 }, { ...machine, tuned: known }).parts;
+    const step = [LONG_LOAD_TOKENS, LONG_LOAD_TOKENS + 1];
+    expect(step.map((length) => parts(length, short, long))).toEqual([64, 257]);
+    expect(step.map((length) => parts(length, short))).toEqual([64, parts(step[1]!)]);
+    expect(step.map((length) => parts(length, long))).toEqual([parts(step[0]!), 257]);
+  });
+
+  test('does not follow a choice that the blocks of the call do not fit', () => {
+    const on = (blockSize: number): number => partsTarget(tuned, { ...call, load: 'long', blockSize });
+    expect([16, 32, 64, 128].map(on)).toEqual([33, 264, 264, 264]);
+  });
+
+  test('scratch memory is for either load', () => {
+    expect(mostParts(machine, call)).toBe(33);
+    expect(mostParts(tuned, call)).toBe(264);
+    expect(mostParts(tuned, { ...call, blockSize: 16 })).toBe(66);
   });
 });
 
 describe('loads', () => {
   const limits = { maxStorageBufferBindingSize: 134217728, maxBufferSize: 268435456 } as KernelLimits;
 
-  test('lie within the pool and the limits, each key once a call', () => {
+  const sum = ({ cacheSeqlens }: TuneLoad): number => cacheSeqlens.reduce((x, y) => x + y);
+  /** How many times the tables name each block. */
+  const uses = ({ numBlocks, cacheSeqlens, maxBlocksPerSeq, blockTables }: TuneLoad): number[] => {
+    const counts = Array<number>(numBlocks).fill(0);
+    for (const table of blockTables) cacheSeqlens.forEach((length, i) => {
+      for (const id of table.subarray(i * maxBlocksPerSeq, i * maxBlocksPerSeq + length / TUNE_BLOCK)) counts[id]!++;
+    });
+    return counts;
+  };
+
+  test('lie within the pool and the limits, and go over it evenly', () => {
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: 200 }), fc.constantFrom(48, 576), fc.constantFrom(1, 700, 5000, Infinity), (hKv, dQk, most) => {
-        const loads = tuneLoads({ hKv, dQk }, { limits }, most)!;
-        expect(loads.long.cacheSeqlens.reduce((x, y) => x + y)).toBeLessThanOrEqual(Math.max(most, PROBE_TOKENS));
-        expect(loads.numBlocks * TUNE_BLOCK * hKv * dQk * 2).toBeLessThanOrEqual(limits.maxStorageBufferBindingSize);
-        for (const { cacheSeqlens, maxBlocksPerSeq, blockTables } of [loads.long, loads.short]) {
-          const used = blockTables.flatMap((table) => [...cacheSeqlens].flatMap((length, i) => [...table.subarray(i * maxBlocksPerSeq, i * maxBlocksPerSeq + length / TUNE_BLOCK)]));
-          expect(Math.max(...used)).toBeLessThan(loads.numBlocks);
-          expect(new Set(used).size).toBe(used.length);
-          expect(cacheSeqlens.every((length) => length > 0)).toBe(true);
-        }
-      }),
+      fc.property(
+        fc.integer({ min: 1, max: 200 }), fc.constantFrom(48, 576), fc.constantFrom(1, 700, 5000, Infinity), fc.constantFrom('short', 'long'), fc.constantFrom(1, 8),
+        (hKv, dQk, most, load, scarcity) => {
+          const small = { ...limits, maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize / scarcity };
+          const found = tuneLoad({ hKv, dQk, load }, { limits: small }, most)!;
+          expect(sum(found)).toBeLessThanOrEqual(Math.max(Math.min(most, 524_288), PROBE_TOKENS));
+          expect(found.numBlocks * TUNE_BLOCK * hKv * dQk * 2).toBeLessThanOrEqual(small.maxStorageBufferBindingSize);
+          expect(found.cacheSeqlens.every((length) => length > 0)).toBe(true);
+          const counts = uses(found);
+          expect(counts).toHaveLength(found.numBlocks);
+          expect(Math.max(...counts) - Math.min(...counts)).toBeLessThanOrEqual(1);
+        },
+      ),
+      { numRuns: 60 },
     );
   });
 
-  test('on a GPU pass its caches, and short calls find their keys in none', () => {
-    const { long, short, numBlocks } = tuneLoads({ hKv: 1, dQk: 576 }, { limits }, Infinity)!;
+  test('on a fast GPU: a short call finds its keys in no cache, a long one goes over a pool past the caches, in another order each time', () => {
     const bytes = (tokens: number): number => tokens * 576 * 2;
-    expect(bytes(long.cacheSeqlens.reduce((x, y) => x + y))).toBeGreaterThan(120e6);
+    const short = tuneLoad({ hKv: 1, dQk: 576, load: 'short' }, { limits }, Infinity)!;
     expect(short.cacheSeqlens).toEqual(Int32Array.of(8192));
     expect(bytes(8192) * short.blockTables.length).toBeGreaterThan(100e6);
+    expect(uses(short).every((n) => n === 1)).toBe(true);
+    expect(loadOf(short.cacheSeqlens)).toBe('short');
+    expect(loadCost({ rows: 128, hKv: 1, dQk: 576, dV: 512, dtype: 'bf16', load: 'short' }, short)).toEqual({ flops: 2 * 128 * 1088 * 8192, bytes: 2 * (128 * 1088 + 8192 * 576) });
+
+    const long = tuneLoad({ hKv: 1, dQk: 576, load: 'long' }, { limits }, Infinity)!;
+    expect(sum(long)).toBeGreaterThan(520_000);
+    expect(bytes(long.numBlocks * TUNE_BLOCK)).toBeGreaterThan(120e6);
     expect(new Set(long.cacheSeqlens).size).toBeGreaterThan(1);
-    expect(loadCost({ rows: 128, hKv: 1, dQk: 576, dV: 512, dtype: 'bf16' }, short)).toEqual({ flops: 2 * 128 * 1088 * 8192, bytes: 2 * (128 * 1088 + 8192 * 576) });
-    expect(numBlocks).toBe(1820);
+    expect(loadOf(long.cacheSeqlens)).toBe('long');
+    const walk = [...long.cacheSeqlens].flatMap((length, i) => [...long.blockTables[0]!.subarray(i * long.maxBlocksPerSeq, i * long.maxBlocksPerSeq + length / TUNE_BLOCK)]);
+    const successors = new Set(walk.slice(1).map((id, i) => `${walk[i]} ${id}`));
+    expect(successors.size).toBeGreaterThan(0.99 * walk.length);
   });
 
   test('shrink with the device’s speed, down to a first call', () => {
-    const shape = { hKv: 1, dQk: 576 };
-    const tokens = (most: number): number => tuneLoads(shape, { limits }, most)!.long.cacheSeqlens.reduce((x, y) => x + y);
+    const tokens = (most: number): number => sum(tuneLoad({ hKv: 1, dQk: 576, load: 'long' }, { limits }, most)!);
+    const within = (ms: number): number => tokensWithin({ tokens: PROBE_TOKENS, ms });
     expect(tokens(PROBE_TOKENS)).toBe(PROBE_TOKENS);
-    expect(tokens(tokensWithin(30, 1000))).toBe(PROBE_TOKENS);
-    expect(tokens(tokensWithin(30, 3))).toBeGreaterThan(8 * PROBE_TOKENS);
-    expect(tokens(tokensWithin(30, 0.02))).toBeGreaterThan(110_000);
+    expect(tokens(within(1000))).toBe(PROBE_TOKENS);
+    expect(tokens(within(3))).toBeGreaterThan(8 * PROBE_TOKENS);
+    expect(tokens(within(0.02))).toBeGreaterThan(520_000);
+  });
+
+  test('the device’s speed is what a call of a millisecond says, or one that leaves no doubt', () => {
+    /** Tokens of all probes on a device that takes so long for a call, and for each 1000 tokens of it besides. */
+    const probes = (load: 'short' | 'long', latency: number, perThousand: number): number[] => {
+      const all: number[] = [];
+      for (let tokens: number | undefined = PROBE_TOKENS; tokens !== undefined; ) {
+        all.push(tokens);
+        tokens = nextProbe(load, { tokens, ms: latency + (perThousand * tokens) / 1000 });
+      }
+      return all;
+    };
+    expect(probes('long', 0.04, 0.003)).toEqual([512, 4096, 32768]);
+    expect(probes('short', 0.04, 0.003)).toEqual([512]);
+    expect(probes('long', 0.1, 1)).toEqual([512, 4096]);
+    expect(probes('long', 0.1, 60)).toEqual([512]);
+    expect(probes('long', 0, 0)).toEqual([512, 4096, 32768]);
   });
 
   test('none where no block fits', () => {
-    expect(tuneLoads({ hKv: 4000, dQk: 576 }, { limits }, Infinity)).toBeUndefined();
+    expect(tuneLoad({ hKv: 4000, dQk: 576, load: 'short' }, { limits }, Infinity)).toBeUndefined();
   });
 });
 
 describe('the search', () => {
   interface Config { readonly key: string; readonly rows: number }
   const configs: Config[] = [{ key: 'a', rows: 16 }, { key: 'b', rows: 16 }, { key: 'c', rows: 4 }];
-  const run = async (times: Record<string, Times | string>, tried: string[] = []) =>
+  const run = async (times: Record<string, number | string>, tried: string[] = []) =>
     search({
       configs, rejected: ['d: too: large'], slots: [64, 32, 128, 129],
       parts: ({ rows }, slots) => Math.floor(slots / (64 / rows)),
@@ -107,20 +178,19 @@ describe('the search', () => {
         return times[`${key} ${slots}`] ?? times[key] ?? 'not asked for';
       },
     });
-  const ms = (longMs: number, shortMs = longMs): Times => ({ longMs, shortMs });
 
   test('tries all with the first guess, then the best with other slots, those of the same parts once', async () => {
     const tried: string[] = [];
-    const { trials, chosen, config } = await run({ a: ms(4), b: ms(2), 'b 32': ms(1), c: 'refused' }, tried);
+    const { trials, chosen, config } = await run({ a: 4, b: 2, 'b 32': 1, c: 'refused' }, tried);
     expect(tried).toEqual(['a 64 -', 'b 64 4.0', 'c 64 2.0', 'b 32 2.0', 'b 128 1.0']);
-    expect(chosen).toEqual({ config: 'b', slots: 32, longMs: 1, shortMs: 1 });
+    expect(chosen).toEqual({ config: 'b', slots: 32, ms: 1 });
     expect(config?.key).toBe('b');
-    expect(trials.slice(2)).toEqual([{ config: 'c', slots: 64, refused: 'refused' }, chosen, { config: 'b', slots: 128, longMs: 2, shortMs: 2 }, { config: 'd', refused: 'too: large' }]);
+    expect(trials.slice(2)).toEqual([{ config: 'c', slots: 64, refused: 'refused' }, chosen, { config: 'b', slots: 128, ms: 2 }, { config: 'd', refused: 'too: large' }]);
   });
 
-  test('a long and a short cache weigh the same; the guess stays where nothing is clearly better', async () => {
-    expect((await run({ a: ms(10, 1), b: ms(9, 2), c: ms(30, 0.3) })).chosen?.config).toBe('c');
-    expect((await run({ a: ms(1), b: ms(0.99), c: ms(0.985) })).chosen?.config).toBe('a');
+  test('the guess stays where nothing is clearly better', async () => {
+    expect((await run({ a: 1, b: 0.99, c: 0.985 })).chosen?.config).toBe('a');
+    expect((await run({ a: 1, b: 0.99, c: 0.97 })).chosen?.config).toBe('c');
   });
 
   test('nothing measured, nothing chosen', async () => {
@@ -135,10 +205,32 @@ describe('the search', () => {
   });
 });
 
+describe('the tuner', () => {
+  const shape = { rows: 128, hKv: 1, dQk: 576, dV: 512, dtype: 'bf16', load: 'long' } as const;
+  const limits: KernelLimits = {
+    maxStorageBufferBindingSize: 1e9, maxBufferSize: 1e9, maxStorageBuffersPerShaderStage: 8, maxComputeWorkgroupStorageSize: 49152,
+    maxComputeInvocationsPerWorkgroup: 1024, maxComputeWorkgroupSizeX: 1024, maxComputeWorkgroupsPerDimension: 65535,
+  };
+  const traits: DeviceTraits = { limits, kind: 'gpu', vendor: 'nvidia', architecture: '', tier: 'matrix', subgroupSize: { min: 32, max: 32 }, matrix: { syntax: 'new', subgroupSize: 32 } };
+
+  test('knows what is remembered by class: configurations that blocks of 64 hold, of either load by itself', async () => {
+    const wide = { config: 'matrix 64x32 8/2 halves touch', slots: 528, ms: 1 };
+    const remembered = new Map([[`a | ${shapeClass(shape)}`, wide], ['a | bf16 576/512, 128 rows, 1 KV head', wide], [`b | ${shapeClass({ ...shape, load: 'short' })}`, wide]]);
+    const tuner = new Tuner({
+      device: { traits } as TuneDevice, schedule: { slots: 264, rowTiles: [64], minTokensPerPart: 64 }, mode: 'stored',
+      store: { ...noStore('a test'), load: async () => remembered }, prefix: 'a | ', onChange: () => undefined,
+    });
+    await tuner.load();
+    expect(tuner.config(shape)?.key).toBe(wide.config);
+    expect(tuner.config({ ...shape, load: 'short' })).toBeUndefined();
+    expect(tuner.schedules()).toEqual([{ rows: 128, numHeadsK: 1, load: 'long', slots: 528, rowTile: 64, tokens: 32 }]);
+  });
+});
+
 describe('what is stored', () => {
   test('only choices as this version writes them', () => {
     expect(readChoice({ ...choice, more: 1 })).toEqual(choice);
-    for (const bad of [null, 1, 'x', [], {}, { ...choice, config: 1 }, { ...choice, slots: 0 }, { ...choice, slots: 1.5 }, { ...choice, longMs: null }, { ...choice, shortMs: -1 }]) expect(readChoice(bad)).toBeUndefined();
+    for (const bad of [null, 1, 'x', [], {}, { ...choice, config: 1 }, { ...choice, slots: 0 }, { ...choice, slots: 1.5 }, { ...choice, ms: null }, { ...choice, ms: -1 }, { config: 'x', slots: 1, longMs: 1, shortMs: 1 }]) expect(readChoice(bad)).toBeUndefined();
   });
 
   test('keys tell sites apart, whatever their names hold', () => {
@@ -184,13 +276,18 @@ describe('in a file', () => {
     expect(await readdir(join(directory, 'deep'))).toEqual([]);
   });
 
-  test.each([['damaged', '{"choices": {'], ['empty', ''], ['somebody else’s', '[1, 2]'], ['of another shape', '{"choices": [1]}'], ['with foreign entries', '{"choices": {"x": {"config": 3}}}']])('a file that is %s counts as none and is replaced', async (_, text) => {
+  test.each([
+    ['damaged', `{"format": ${STORE_FORMAT}, "choices": {`], ['empty', ''], ['somebody else’s', '[1, 2]'], ['of another shape', `{"format": ${STORE_FORMAT}, "choices": [1]}`],
+    ['with foreign entries', `{"format": ${STORE_FORMAT}, "choices": {"x": {"config": 3}}}`],
+    ['of the first format', '{"choices": {"x": {"config": "base 4x16/128", "slots": 132, "longMs": 1, "shortMs": 0.1}}}'],
+    ['of a format to come', JSON.stringify({ format: STORE_FORMAT + 1, choices: { x: choice } })],
+  ])('a file that is %s counts as none and is replaced', async (_, text) => {
     const file = join(directory, 'tune.json');
     await writeFile(file, text);
     const store = fileStore(file);
     expect((await store.load()).size).toBe(0);
     expect(await store.save('one', choice)).toBeUndefined();
-    expect(JSON.parse(await readFile(file, 'utf8'))).toEqual({ choices: { one: choice } });
+    expect(JSON.parse(await readFile(file, 'utf8'))).toEqual({ format: STORE_FORMAT, choices: { one: choice } });
   });
 
   test('written from all sides at once: whole at every moment, and nothing of this process is lost', async () => {
@@ -231,8 +328,21 @@ describe('in IndexedDB', () => {
     expect((await store.load()).size).toBe(0);
   });
 
+  test('what an older format left makes room', async () => {
+    const factory = fakeIndexedDb([{ ...choice, key: 'old' }], 1);
+    expect((await indexedDbStore(factory).load()).size).toBe(0);
+    expect(await indexedDbStore(factory).save('one', choice)).toBeUndefined();
+    expect(await indexedDbStore(factory).load()).toEqual(new Map([['one', choice]]));
+  });
+
+  test('a database of a format to come is left alone', async () => {
+    const factory = fakeIndexedDb([{ ...choice, key: 'new' }], STORE_FORMAT + 1);
+    expect((await indexedDbStore(factory).load()).size).toBe(0);
+    expect(await indexedDbStore(factory).save('one', choice)).toBe('IndexedDB: a newer version');
+  });
+
   test('what others put there is left alone', async () => {
-    const factory = fakeIndexedDb([{ key: 'x', config: 1 }, 'text', { ...choice, key: 'good' }, { ...choice }]);
+    const factory = fakeIndexedDb([{ key: 'x', config: 1 }, 'text', { ...choice, key: 'good' }, { ...choice }], STORE_FORMAT);
     expect(await indexedDbStore(factory).load()).toEqual(new Map([['good', choice]]));
   });
 
@@ -247,15 +357,16 @@ describe('in IndexedDB', () => {
   });
 });
 
-/** As much of IndexedDB as is used here. */
-function fakeIndexedDb(initial: readonly unknown[] = []): IDBFactory {
+/** As much of IndexedDB as is used here. @param version of what is there; 0: nothing is */
+function fakeIndexedDb(initial: readonly unknown[] = [], version = 0): IDBFactory {
   const rows = new Map<unknown, unknown>(initial.map((row, i) => [i, row]));
-  let made = false;
-  const request = (result: unknown, upgrade = false): object => {
-    const pending: { result: unknown; onsuccess?: () => void; onupgradeneeded?: () => void } = { result };
+  let made = version > 0;
+  const request = (result: unknown, upgrade = false, error?: Error): object => {
+    const pending: { result: unknown; error: Error | undefined; onsuccess?: () => void; onerror?: () => void; onupgradeneeded?: () => void } = { result, error };
     queueMicrotask(() => {
       if (upgrade) pending.onupgradeneeded?.();
-      pending.onsuccess?.();
+      if (error) pending.onerror?.();
+      else pending.onsuccess?.();
     });
     return pending;
   };
@@ -265,12 +376,26 @@ function fakeIndexedDb(initial: readonly unknown[] = []): IDBFactory {
     clear: () => request(rows.clear()),
   };
   const database = {
-    createObjectStore: () => void (made = true),
+    objectStoreNames: { contains: () => made },
+    createObjectStore: () => {
+      if (made) throw new Error('there is one');
+      made = true;
+    },
+    deleteObjectStore: () => {
+      rows.clear();
+      made = false;
+    },
     transaction: () => {
       if (!made) throw new Error('no such object store');
       return { objectStore: () => store };
     },
     close: () => undefined,
   };
-  return { open: () => request(database, !made) } as unknown as IDBFactory;
+  const open = (_: string, asked: number): object => {
+    if (asked < version) return request(undefined, false, new Error('a newer version'));
+    const upgrade = asked > version;
+    version = asked;
+    return request(database, upgrade);
+  };
+  return { open } as unknown as IDBFactory;
 }

@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { MlaError } from '../src/errors.ts';
-import { chooseRowTile } from '../src/schedule.ts';
+import { BLOCK_SIZES, chooseRowTile, partsTarget } from '../src/schedule.ts';
 import { DECODE_BINDINGS, chooseDecodeConfig, decodeCandidates, scheduleInfo, segmentPool, type DecodeProblem, type DeviceTraits, type KernelLimits } from '../src/webgpu/config.ts';
 
 /** WebGPU's defaults: what every device has. */
@@ -98,6 +98,31 @@ describe.each(devices.flatMap(([name, traits]): [string, DeviceTraits][] => [
     expect(config).toBeUndefined();
     expect(rejected.length).toBeGreaterThan(0);
     for (const why of rejected) expect(why).toMatch(/exceed/);
+  });
+});
+
+describe.each<[string, DeviceTraits]>([
+  ['the subgroup tier', { ...device, vendor: 'nvidia', tier: 'subgroup', subgroupSize: { min: 32, max: 32 } }],
+  ['the matrix tier', { ...device, vendor: 'nvidia', tier: 'matrix', subgroupSize: { min: 32, max: 32 }, matrix: { syntax: 'new', subgroupSize: 32 } }],
+])('a tuned configuration of %s', (_, traits) => {
+  const { fits } = decodeCandidates(DEEPSEEK, 128, traits);
+
+  test('may take steps of 32 keys', () => {
+    expect(new Set(fits.map(({ tokens }) => tokens))).toContain(32);
+  });
+
+  test('gives way to the first where the blocks of a call do not fit, and the schedule with it', () => {
+    for (const { key, rows, tokens } of fits) {
+      const machine = { ...scheduleInfo(traits), tuned: [{ rows: 128, numHeadsK: 1, load: 'long', slots: 100, rowTile: rows, tokens } as const] };
+      for (const blockSize of BLOCK_SIZES) {
+        const problem = { ...DEEPSEEK, blockSize };
+        const config = chooseDecodeConfig(problem, 128, traits, key).config!;
+        const serves = blockSize >= tokens;
+        expect(config.key, `${key} on blocks of ${blockSize}`).toBe(serves ? key : decodeCandidates(problem, 128, traits).fits[0]!.key);
+        const parts = partsTarget(machine, { rows: 128, numHeadsK: 1, blockSize, load: 'long' });
+        expect(parts, `${key} on blocks of ${blockSize}`).toBe(Math.floor((serves ? 100 : machine.slots) / Math.ceil(128 / config.rows)));
+      }
+    }
   });
 });
 

@@ -62,7 +62,7 @@ async function openStore(): Promise<Cache | undefined> {
 
 /** The hash is in the address: files of another build are other files. */
 function urlOf({ name, hash }: ShippedFile, base: string): string {
-  return new URL(`model/${name}?${hash}`, base).href;
+  return new URL(`${MODEL_FOLDER}${name}?${hash}`, base).href;
 }
 
 async function fetchWhole({ name, bytes }: ShippedFile, url: string, { signal, onProgress }: FetchOptions): Promise<Blob> {
@@ -89,6 +89,6 @@ async function fetchWhole({ name, bytes }: ShippedFile, url: string, { signal, o
 /** Files of this site's earlier models. */
 async function dropFormer(store: Cache, base: string): Promise<void> {
   const present = new Set(SHIPPED.map((file) => urlOf(file, base)));
-  const folder = new URL('model/', base).href;
+  const folder = new URL(MODEL_FOLDER, base).href;
   for (const { url } of await store.keys()) if (url.startsWith(folder) && !present.has(url)) await store.delete(url);
 }

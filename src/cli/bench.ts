@@ -1,6 +1,7 @@
 /** `flashmla-web bench`: time, TFLOP/s and GB/s of decode shapes. */
 import { MlaError } from '../errors.ts';
 import type { Mla, MlaInfo } from '../mla.ts';
+import { loadOf } from '../schedule.ts';
 import { openMla, type Context, type MlaChoice } from './context.ts';
 import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
 import { measure, type Measurement } from './measure.ts';
@@ -105,7 +106,7 @@ async function runShapes(
       };
       try {
         // A software adapter takes minutes over what a GPU does in one.
-        if (tune && !info.software) await mla.tune(tuneArgs(shape));
+        if (tune && !info.software) await mla.tune({ ...tuneArgs(shape), load: loadOf(shape.seqlens) });
         results.push(await measure(mla, shape, { runs, check, seed: SEED, onRun }));
       } catch (error) {
         const code = error instanceof MlaError ? error.code : 'internal';

@@ -85,7 +85,7 @@ export function shapeCost({ b, s_q, h_q, h_kv, d_qk, d_v, seqlens }: BenchShape)
   };
 }
 
-/** The class of calls that a shape is tuned with. */
+/** The calls that a shape is tuned with, whatever their load. */
 export function tuneArgs({ s_q, h_q, h_kv, d_qk, d_v, dtype }: BenchShape): TuneArgs {
   return { numQTokensPerHeadK: (s_q * h_q) / h_kv, numHeadsK: h_kv, headDim: d_qk, headDimV: d_v, dtype };
 }

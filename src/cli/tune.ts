@@ -23,9 +23,9 @@ export const TUNE_USAGE = `Usage: flashmla-web tune [options]
       --no-cache          neither read nor write what is remembered
       --forget            forget all that is remembered, and do nothing else
 
-Shapes of the same rows, heads, widths and type are one class. Each is measured, though its choice may be remembered: after
-a new driver, say. FLASHMLA_CACHE_DIR names the directory to remember in. Exit status: 0 done, 2 bad input, 1 when a class
-failed.
+Shapes of the same rows, heads, widths and type make two classes, whatever their lengths: one of short loads, one of long ones
+(above 65,536 tokens a call). Each is measured, though its choice may be remembered: after a new driver, say.
+FLASHMLA_CACHE_DIR names the directory to remember in. Exit status: 0 done, 2 bad input, 1 when a class failed.
 `;
 
 /** A class that could not be tuned, and why. */
@@ -64,7 +64,7 @@ export async function tune(args: readonly string[], context: Context): Promise<n
   const json = options.text('json');
   if (json !== undefined) await checkOutput(json, '--json');
 
-  const classes = new Map(shapes.map(tuneArgs).map((args) => [shapeClass(checkTune(args)), args]));
+  const classes = new Map(shapes.map(tuneArgs).flatMap((args) => checkTune(args).map((op): [string, TuneArgs] => [shapeClass(op), { ...args, load: op.load }])));
   const summary = await tuneAll(classes, choice, context);
   context.stdout.write(text(summary));
   if (json !== undefined) await writeOutput(json, [new TextEncoder().encode(`${JSON.stringify(summary, null, 1)}\n`)]);
@@ -90,7 +90,7 @@ async function tuneAll(classes: ReadonlyMap<string, TuneArgs>, choice: MlaChoice
     for (const [name, args] of classes) {
       bar.label(name);
       try {
-        reports.push(await mla.tune({ ...args, again: true }));
+        reports.push(...(await mla.tune({ ...args, again: true })));
       } catch (error) {
         failures.push({ shapeClass: name, code: error instanceof MlaError ? error.code : 'internal', message: oneLine(error) });
       }
@@ -110,11 +110,11 @@ function text({ device, backend, tier, reports, failures }: TuneSummary): string
 
 function reportText({ shapeClass, trials, chosen, flops = NaN, bytes = NaN, timing, note }: TuneReport): string {
   const columns = [
-    { title: 'configuration', align: 'left' }, { title: 'slots', align: 'right' }, { title: 'long ms', align: 'right' }, { title: 'TFLOP/s', align: 'right' },
-    { title: 'GB/s', align: 'right' }, { title: 'short ms', align: 'right' }, { title: '', align: 'left' },
+    { title: 'configuration', align: 'left' }, { title: 'slots', align: 'right' }, { title: 'ms', align: 'right' }, { title: 'TFLOP/s', align: 'right' },
+    { title: 'GB/s', align: 'right' }, { title: '', align: 'left' },
   ] as const;
-  const row = ({ config, slots, longMs, shortMs, refused }: TuneTrial): string[] => {
-    const times = longMs === undefined || shortMs === undefined ? ['', '', '', ''] : [figure(longMs, 4), figure(flops / longMs / 1e9), figure(bytes / longMs / 1e6), figure(shortMs, 4)];
+  const row = ({ config, slots, ms, refused }: TuneTrial): string[] => {
+    const times = ms === undefined ? ['', '', ''] : [figure(ms, 4), figure(flops / ms / 1e9), figure(bytes / ms / 1e6)];
     const isChosen = refused === undefined && config === chosen?.config && slots === chosen.slots;
     return [config, slots === undefined ? '' : `${slots}`, ...times, refused ?? (isChosen ? 'chosen' : '')];
   };

@@ -2,7 +2,7 @@
 import type { AppendOp, Backend, CopyBlocksOp, DecodeOp, DecodeShape, HostData, IndexData, TensorId, TensorSpec } from '../backend.ts';
 import { MlaError } from '../errors.ts';
 import type { MemoryStats, MlaInfo } from '../mla.ts';
-import { partsTarget } from '../schedule.ts';
+import { mostParts } from '../schedule.ts';
 import { AppendKernel } from './append.ts';
 import { CombineKernels } from './combine.ts';
 import { D_QK, checkShape, chooseDecodeConfig, partialsLayout, scheduleInfo } from './config.ts';
@@ -249,7 +249,7 @@ class CudaBackend implements Backend {
    * as sequences do.
    */
   #partialsOf(op: DecodeOp, parts: number, rows: number): number {
-    const { bytes } = partialsLayout(Math.max(parts, partsTarget(this.info.schedule, rows, op.hKv)), op.sQ, op.hQ);
+    const { bytes } = partialsLayout(Math.max(parts, mostParts(this.info.schedule, { rows, numHeadsK: op.hKv, blockSize: op.blockSize })), op.sQ, op.hQ);
     if (!this.#partials || this.#partials.bytes < bytes) {
       const allocation = this.#memory.take(bytes, 'partials');
       // Nothing else will ask for its size again.

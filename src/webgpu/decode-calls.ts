@@ -1,13 +1,13 @@
 /** Decode calls of one device: their configurations, their plans on the device, and their scratch memory. */
 import type { DecodeOp, TensorId } from '../backend.ts';
 import { MlaError } from '../errors.ts';
-import type { ScheduleInfo } from '../mla.ts';
+import type { LoadClass, ScheduleInfo } from '../mla.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { roomToGrow } from '../pool.ts';
-import { partsTarget } from '../schedule.ts';
+import { mostParts } from '../schedule.ts';
 import { classOf } from '../shape-class.ts';
 import { chooseDecodeConfig, type DecodeConfig } from './config.ts';
-import { decodeGrid, decodeKernels, encodeDecode } from './dispatch.ts';
+import { compileDecode, decodeGrid, decodeKernels, encodeDecode } from './dispatch.ts';
 import type { Allocation } from './memory.ts';
 import type { Storage } from './storage.ts';
 import type { Machine, Submission } from './submission.ts';
@@ -20,6 +20,12 @@ interface PlanOnDevice extends Plan {
   readonly allocation: Allocation;
 }
 
+interface Chosen {
+  readonly config: DecodeConfig;
+  /** That of the same calls with the other load, where it is another one and nothing has been done about it yet. */
+  coming: DecodeConfig | undefined;
+}
+
 export class DecodeCalls {
   readonly #machine: Machine;
   readonly #tuner: Tuner;
@@ -28,7 +34,7 @@ export class DecodeCalls {
   /** The last plan whose block table is no tensor: the layers of one submission share it. */
   #bare: { readonly submission: Submission; readonly table: Int32Array; readonly key: string; readonly plan: PlanOnDevice } | undefined;
   /** By the numbers of a call that they depend on. */
-  readonly #configs = new Map<string, DecodeConfig>();
+  readonly #chosen = new Map<string, Chosen>();
   #partials: Allocation | undefined;
 
   constructor(machine: Machine, tuner: Tuner, tensor: (id: TensorId) => Storage) {
@@ -43,12 +49,18 @@ export class DecodeCalls {
     const most = traits.limits.maxComputeWorkgroupsPerDimension;
     const kv = this.#tensor(op.kvCache);
     const rows = (op.sQ * op.hQ) / op.hKv;
-    const config = this.#config(op, rows);
+    const chosen = this.#choose(op, rows);
+    const { config, coming } = chosen;
     const grid = decodeGrid(op, config, op.metadata.parts);
     if (Math.max(...grid, op.sQ * op.hQ, op.b) > most) {
       throw new MlaError('limit-exceeded', 'problem too large for one dispatch', { argument: 'q', expected: `at most ${most} rows (s_q * h_q) and sequences`, got: `${op.sQ * op.hQ} rows, ${op.b} sequences` });
     }
     const kernels = decodeKernels(cache, op, config, traits, kv);
+    if (coming) {
+      // A batch that grows must not wait for a compiler. What is wrong with a kernel the call that takes it hears of.
+      compileDecode(cache, op, coming, traits, kv).catch(() => undefined);
+      chosen.coming = undefined;
+    }
     const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
     const plan = this.#plan(op, submission);
     const partials = this.#partialsOf(op, rows, schedule, submission);
@@ -57,7 +69,7 @@ export class DecodeCalls {
 
   /** What is chosen may be another thing now. */
   retuned(): void {
-    this.#configs.clear();
+    this.#chosen.clear();
   }
 
   /** A tensor is gone, and the plans made of it are. */
@@ -75,17 +87,20 @@ export class DecodeCalls {
   }
 
   /** @throws MlaError limit-exceeded */
-  #config(op: DecodeOp, rows: number): DecodeConfig {
-    const key = `${op.dtype}/${op.dQk}/${op.dV}/${rows}/${op.hKv}`;
-    const known = this.#configs.get(key);
+  #choose(op: DecodeOp, rows: number): Chosen {
+    const shape = classOf(op);
+    const key = `${shape.load}/${op.dtype}/${op.dQk}/${op.dV}/${rows}/${op.hKv}/${op.blockSize}`;
+    const known = this.#chosen.get(key);
     if (known) return known;
-    const tuned = this.#tuner.config(classOf(op))?.key;
-    const { config, rejected } = chooseDecodeConfig(op, rows, this.#machine.traits, tuned);
+    const choose = (load: LoadClass): ReturnType<typeof chooseDecodeConfig> => chooseDecodeConfig(op, rows, this.#machine.traits, this.#tuner.config({ ...shape, load })?.key);
+    const { config, rejected } = choose(shape.load);
     if (!config) {
       throw new MlaError('limit-exceeded', 'no kernel configuration fits this device', { argument: 'q', expected: 'limits that one configuration fits', got: rejected.join('; ') });
     }
-    this.#configs.set(key, config);
-    return config;
+    const other = choose(shape.load === 'short' ? 'long' : 'short').config;
+    const chosen = { config, coming: other?.key === config.key ? undefined : other };
+    this.#chosen.set(key, chosen);
+    return chosen;
   }
 
   #plan(op: DecodeOp, submission: Submission): PlanOnDevice {
@@ -123,7 +138,7 @@ export class DecodeCalls {
    * as sequences do.
    */
   #partialsOf(op: DecodeOp, rows: number, schedule: ScheduleInfo, submission: Submission): GPUBuffer {
-    const parts = Math.max(op.metadata.parts, partsTarget(schedule, rows, op.hKv));
+    const parts = Math.max(op.metadata.parts, mostParts(schedule, { rows, numHeadsK: op.hKv, blockSize: op.blockSize }));
     const bytes = partialBytes(parts, op);
     if (!this.#partials || this.#partials.buffer.size < bytes) {
       const larger = this.#machine.memory.storage(bytes, 'partials');

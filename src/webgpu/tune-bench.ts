@@ -16,8 +16,8 @@ import type { Kernel } from './kernel.ts';
 import type { Allocation } from './memory.ts';
 import type { Machine } from './submission.ts';
 import { Timer } from './timer.ts';
-import { TUNE_BLOCK, type TuneLoad, type TuneLoads } from './tune-load.ts';
-import { HOPELESS, score, type Times } from './tune-search.ts';
+import { TUNE_BLOCK, type TuneLoad } from './tune-load.ts';
+import { HOPELESS } from './tune-search.ts';
 
 export interface TuneDevice extends Machine {
   readonly minTokensPerPart: number;
@@ -39,36 +39,31 @@ interface Call {
   readonly buffer: GPUBuffer;
 }
 
-/** A load as a configuration's schedule cuts it, ready to be enqueued. */
-interface Load {
-  readonly calls: readonly Call[];
-  readonly partialBytes: number;
-}
-
+/** The load as a configuration's schedule cuts it, ready to be enqueued. */
 interface Trial {
   readonly config: DecodeConfig;
   readonly kernels: DecodeKernels<Kernel>;
-  readonly long: Load;
-  readonly short: Load;
+  /** To take in turn. */
+  readonly calls: readonly Call[];
   readonly partials: GPUBuffer;
 }
 
 export class TuneBench {
   readonly #device: TuneDevice;
   readonly #shape: Pick<DecodeOp, 'sQ' | 'hQ' | 'hKv' | 'dQk' | 'dV' | 'dtype'>;
-  readonly #loads: TuneLoads;
+  readonly #load: TuneLoad;
   /** Awaited before each batch; rejects when there is to be no other. */
   readonly #turn: () => Promise<void>;
   readonly #timer: Timer;
   readonly #owned: Allocation[] = [];
   #fixed: { q: GPUBuffer; out: GPUBuffer; lse: GPUBuffer; kv: GPUBuffer } | undefined;
   /** The first trial that could be measured; the others' measure. */
-  #first: { readonly trial: Trial; readonly times: Times } | undefined;
+  #first: { readonly trial: Trial; readonly ms: number } | undefined;
 
-  constructor(device: TuneDevice, { rows, hKv, dQk, dV, dtype }: ShapeClass, loads: TuneLoads, turn: () => Promise<void>) {
+  constructor(device: TuneDevice, { rows, hKv, dQk, dV, dtype }: ShapeClass, load: TuneLoad, turn: () => Promise<void>) {
     this.#device = device;
     this.#shape = { sQ: 1, hQ: rows * hKv, hKv, dQk, dV, dtype };
-    this.#loads = loads;
+    this.#load = load;
     this.#turn = turn;
     // Errors of others are others' to hear of.
     this.#timer = new Timer(device.gpu, device.memory, (work) => Promise.race([work, device.gpu.lost]));
@@ -81,8 +76,8 @@ export class TuneBench {
   /** Takes memory and fills it. @throws MlaError out-of-memory, limit-exceeded, device-lost */
   async open(): Promise<void> {
     const { hQ, hKv, dQk, dV, dtype } = this.#shape;
-    const b = this.#loads.long.cacheSeqlens.length;
-    const kvBytes = this.#loads.numBlocks * TUNE_BLOCK * hKv * dQk * 2;
+    const b = this.#load.cacheSeqlens.length;
+    const kvBytes = this.#load.numBlocks * TUNE_BLOCK * hKv * dQk * 2;
     const kv = await this.#take(kvBytes);
     const qBytes = b * hQ * dQk * 2;
     const q = await this.#take(qBytes);
@@ -99,43 +94,42 @@ export class TuneBench {
     if (refused) throw refused;
   }
 
-  /** Milliseconds of a warm call of the long load; undefined where it cannot be made. @throws MlaError out-of-memory, device-lost, destroyed */
+  /** Milliseconds of a warm call; undefined where it cannot be made. @throws MlaError out-of-memory, device-lost, destroyed */
   async probe(config: DecodeConfig, slots: number): Promise<number | undefined> {
     const trial = await this.#trial(config, slots);
     if (typeof trial === 'string') return undefined;
-    await this.#batch(trial, trial.long, 1);
-    return this.#batch(trial, trial.long, 1);
+    await this.#batch(trial, 1);
+    return this.#batch(trial, 1);
   }
 
   /**
-   * Times of a trial, or why it was given up.
-   * @param best the best score so far
+   * Milliseconds of a trial's call, or why it was given up.
+   * @param best the least so far
    * @throws MlaError out-of-memory, device-lost, destroyed
    */
-  async measure(config: DecodeConfig, slots: number, best: number): Promise<Times | string> {
+  async measure(config: DecodeConfig, slots: number, best: number): Promise<number | string> {
     const mark = this.#owned.length;
     let keep = false;
     try {
       const trial = await this.#trial(config, slots);
       if (typeof trial === 'string') return trial;
-      const times = this.#first ? await this.#against(this.#first, trial, best) : await this.#alone(trial);
-      if (!this.#first && typeof times !== 'string') {
-        this.#first = { trial, times };
-        keep = true;
-      }
-      return times;
+      if (this.#first) return await this.#against(this.#first, trial, best);
+      const ms = await this.#alone(trial);
+      this.#first = { trial, ms };
+      keep = true;
+      return ms;
     } finally {
       if (!keep) this.#discard(mark);
     }
   }
 
-  /** Keeps the device busy with the long load of a trial. @throws MlaError as `measure` */
+  /** Keeps the device busy with a trial. @throws MlaError as `measure` */
   async heat(config: DecodeConfig, slots: number): Promise<void> {
     const mark = this.#owned.length;
     try {
       const trial = await this.#trial(config, slots);
       if (typeof trial === 'string') return;
-      const run = this.#sampler(trial, trial.long);
+      const run = this.#sampler(trial);
       const end = performance.now() + HEAT_MS;
       do await run();
       while (performance.now() < end);
@@ -144,41 +138,35 @@ export class TuneBench {
     }
   }
 
-  async #alone(trial: Trial): Promise<Times> {
-    const [long, short] = [this.#sampler(trial, trial.long), this.#sampler(trial, trial.short)];
-    const samples: Times[] = [];
+  async #alone(trial: Trial): Promise<number> {
+    const run = this.#sampler(trial);
+    const samples: number[] = [];
     for (let i = 0; i < WARM_UP + SAMPLES; i++) {
-      const times = { longMs: await long(), shortMs: await short() };
-      if (i >= WARM_UP) samples.push(times);
+      const ms = await run();
+      if (i >= WARM_UP) samples.push(ms);
     }
     return middle(samples);
   }
 
-  /** In turns with the first, whose times it is told in. */
-  async #against(first: { readonly trial: Trial; readonly times: Times }, trial: Trial, best: number): Promise<Times | string> {
-    const compare = (load: 'long' | 'short', known: number): (() => Promise<number>) => {
-      const [theirs, ours] = [this.#sampler(first.trial, first.trial[load]), this.#sampler(trial, trial[load])];
-      return async () => {
-        const measure = await theirs();
-        return (known * (await ours())) / measure;
-      };
-    };
-    const [long, short] = [compare('long', first.times.longMs), compare('short', first.times.shortMs)];
-    const samples: Times[] = [];
+  /** In turns with the first, whose time it is told in. */
+  async #against(first: { readonly trial: Trial; readonly ms: number }, trial: Trial, best: number): Promise<number | string> {
+    const [theirs, ours] = [this.#sampler(first.trial), this.#sampler(trial)];
+    const samples: number[] = [];
     for (let i = 0; i < WARM_UP + SAMPLES; i++) {
-      const times = { longMs: await long(), shortMs: await short() };
+      const measure = await theirs();
+      const ms = (first.ms * (await ours())) / measure;
       // The first call of a kernel takes longer than any after it.
-      if (i > 0 && score(times) > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
-      if (i >= WARM_UP) samples.push(times);
+      if (i > 0 && ms > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
+      if (i >= WARM_UP) samples.push(ms);
     }
     return middle(samples);
   }
 
   /** Milliseconds of a call; the first time of one call, then of as many as fill a batch. */
-  #sampler(trial: Trial, load: Load): () => Promise<number> {
+  #sampler(trial: Trial): () => Promise<number> {
     let count = 1;
     return async () => {
-      const ms = (await this.#batch(trial, load, count)) / count;
+      const ms = (await this.#batch(trial, count)) / count;
       count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
       return ms;
     };
@@ -188,11 +176,24 @@ export class TuneBench {
   async #trial(config: DecodeConfig, slots: number): Promise<Trial | string> {
     const kernels = await this.#compile(config);
     if (typeof kernels === 'string') return kernels;
-    const long = await this.#prepare(this.#loads.long, config, slots);
-    const short = await this.#prepare(this.#loads.short, config, slots);
-    if (typeof long === 'string') return long;
-    if (typeof short === 'string') return short;
-    return { config, kernels, long, short, partials: await this.#take(Math.max(long.partialBytes, short.partialBytes)) };
+    const { gpu, traits, minTokensPerPart } = this.#device;
+    const { hQ, hKv } = this.#shape;
+    const { cacheSeqlens, maxBlocksPerSeq, blockTables } = this.#load;
+    const metadata = getMlaMetadata(
+      { cacheSeqlens, numQTokensPerHeadK: hQ / hKv, numHeadsK: hKv, blockSize: TUNE_BLOCK }, { slots, rowTiles: [config.rows], minTokensPerPart },
+    );
+    if (Math.max(...decodeGrid(this.#shape, config, metadata.parts), hQ) > traits.limits.maxComputeWorkgroupsPerDimension) return 'too large for one dispatch';
+    const op = {
+      ...this.#shape, b: cacheSeqlens.length, blockSize: TUNE_BLOCK, maxBlocksPerSeq, metadata, softmaxScale: this.#shape.dQk ** -0.5, causal: false,
+    };
+    const calls: Call[] = [];
+    for (const blockTable of blockTables) {
+      const plan = makePlan(op, blockTable);
+      const buffer = await this.#take(plan.words.byteLength);
+      gpu.device.queue.writeBuffer(buffer, 0, plan.words);
+      calls.push({ plan, buffer });
+    }
+    return { config, kernels, calls, partials: await this.#take(partialBytes(metadata.parts, this.#shape)) };
   }
 
   /** @returns why the device refuses, if it does */
@@ -216,28 +217,8 @@ export class TuneBench {
     for (const allocation of this.#owned.splice(from)) this.#device.memory.discard(allocation);
   }
 
-  async #prepare({ cacheSeqlens, maxBlocksPerSeq, blockTables }: TuneLoad, config: DecodeConfig, slots: number): Promise<Load | string> {
-    const { gpu, traits, minTokensPerPart } = this.#device;
-    const { hQ, hKv } = this.#shape;
-    const metadata = getMlaMetadata(
-      { cacheSeqlens, numQTokensPerHeadK: hQ / hKv, numHeadsK: hKv, blockSize: TUNE_BLOCK }, { slots, rowTiles: [config.rows], minTokensPerPart },
-    );
-    if (Math.max(...decodeGrid(this.#shape, config, metadata.parts), hQ) > traits.limits.maxComputeWorkgroupsPerDimension) return 'too large for one dispatch';
-    const op = {
-      ...this.#shape, b: cacheSeqlens.length, blockSize: TUNE_BLOCK, maxBlocksPerSeq, metadata, softmaxScale: this.#shape.dQk ** -0.5, causal: false,
-    };
-    const calls: Call[] = [];
-    for (const blockTable of blockTables) {
-      const plan = makePlan(op, blockTable);
-      const buffer = await this.#take(plan.words.byteLength);
-      gpu.device.queue.writeBuffer(buffer, 0, plan.words);
-      calls.push({ plan, buffer });
-    }
-    return { calls, partialBytes: partialBytes(metadata.parts, this.#shape) };
-  }
-
   /** Milliseconds of `count` calls in a row. */
-  async #batch({ config, kernels, partials }: Trial, { calls }: Load, count: number): Promise<number> {
+  async #batch({ config, kernels, calls, partials }: Trial, count: number): Promise<number> {
     await this.#turn();
     const { bindGroups, traits } = this.#device;
     const { kv, ...fixed } = this.#fixed!;
@@ -276,9 +257,8 @@ export class TuneBench {
   }
 }
 
-function middle(samples: readonly Times[]): Times {
-  const of = (pick: (times: Times) => number): number => samples.map(pick).sort((x, y) => x - y)[samples.length >> 1]!;
-  return { longMs: of((t) => t.longMs), shortMs: of((t) => t.shortMs) };
+function middle(samples: readonly number[]): number {
+  return samples.toSorted((x, y) => x - y)[samples.length >> 1]!;
 }
 
 /** Small numbers of both signs, the same every time. */

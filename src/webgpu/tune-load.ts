@@ -1,70 +1,103 @@
-/** What tuning measures: a long and a short batch over one pool of random keys. Pure. */
+/** What tuning measures: a batch over a pool of random keys, one for each load. Pure. */
+import type { LoadClass } from '../mla.ts';
 import type { ShapeClass } from '../shape-class.ts';
 import type { DeviceTraits } from './config.ts';
 
+/** Tokens a block: what calls have unless they say otherwise. */
 export const TUNE_BLOCK = 64;
 /** Past the caches of the largest GPUs, within the smallest binding. */
 const POOL_BYTES = 128 << 20;
-const SHORT_BLOCKS = 8192 / TUNE_BLOCK;
+/** Tokens of a call where the device is fast enough: a chat's, and enough to stand for a batch of a million. */
+const MOST_TOKENS: Readonly<Record<LoadClass, number>> = { short: 8192, long: 524_288 };
 const LONG_SEQUENCES = 8;
-/** Tokens of a first call, which says how fast the device is: few enough for a slow one. */
-export const PROBE_TOKENS: number = LONG_SEQUENCES * TUNE_BLOCK;
 /** Places that short calls take in turn, so that none finds its keys in a cache. */
 const PLACES = 12;
+/** A call takes no longer than about this, milliseconds: others may wait for the device. */
+export const CALL_MS = 30;
+
+/** Tokens of a first call, which says how fast the device is: few enough for a slow one. */
+export const PROBE_TOKENS: number = LONG_SEQUENCES * TUNE_BLOCK;
+/** A shorter call, milliseconds, says how long a fast device waits for memory, not how much it gets through; and in browsers timestamps are coarse. */
+const TELLING_MS = 1;
+const PROBE_GROWTH = 8;
 
 export interface TuneLoad {
+  /** Blocks of the pool. */
+  readonly numBlocks: number;
   readonly cacheSeqlens: Int32Array;
   readonly maxBlocksPerSeq: number;
   /** Block tables to take in turn, [b, maxBlocksPerSeq] each. */
   readonly blockTables: readonly Int32Array[];
 }
 
-export interface TuneLoads {
-  readonly numBlocks: number;
-  readonly long: TuneLoad;
-  readonly short: TuneLoad;
-}
-
 /**
- * @param mostTokens that a long call may have, where the device's speed sets a bound
+ * A short load is one sequence, a long one several. What is more than the pool goes over it again.
+ *
+ * @param mostTokens that a call may have, where the device's speed sets a bound; it has PROBE_TOKENS at least
  * @returns undefined where not even a block fits
  */
-export function tuneLoads({ hKv, dQk }: Pick<ShapeClass, 'hKv' | 'dQk'>, { limits }: Pick<DeviceTraits, 'limits'>, mostTokens: number): TuneLoads | undefined {
-  const blockBytes = TUNE_BLOCK * hKv * dQk * 2;
-  const most = Math.floor(Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize) / blockBytes);
-  const wanted = Math.floor(Math.min(POOL_BYTES / blockBytes, mostTokens / TUNE_BLOCK));
-  const numBlocks = Math.min(most, Math.max(LONG_SEQUENCES, wanted));
-  if (numBlocks === 0) return undefined;
-  // Uneven, as batches are: cuts fall inside sequences.
-  const weights = Array.from({ length: Math.min(LONG_SEQUENCES, numBlocks) }, (_, i) => 1 + (i % 3) / 2);
-  const total = weights.reduce((x, y) => x + y);
-  const counts = weights.map((w) => Math.max(1, Math.floor((w / total) * numBlocks)));
-  const shortBlocks = Math.min(SHORT_BLOCKS, numBlocks, Math.max(LONG_SEQUENCES, numBlocks >> 2));
-  const places = Math.min(PLACES, Math.floor(numBlocks / shortBlocks));
-  return {
-    numBlocks,
-    long: load(counts, [0]),
-    short: load([shortBlocks], Array.from({ length: places }, (_, i) => i * shortBlocks)),
-  };
+export function tuneLoad({ hKv, dQk, load }: Pick<ShapeClass, 'hKv' | 'dQk' | 'load'>, { limits }: Pick<DeviceTraits, 'limits'>, mostTokens: number): TuneLoad | undefined {
+  const room = Math.floor(Math.min(POOL_BYTES, limits.maxStorageBufferBindingSize, limits.maxBufferSize) / (TUNE_BLOCK * hKv * dQk * 2));
+  if (room === 0) return undefined;
+  const blocks = Math.floor(Math.max(PROBE_TOKENS, Math.min(MOST_TOKENS[load], mostTokens)) / TUNE_BLOCK);
+  if (load === 'long') return layOut(uneven(blocks), Math.min(room, blocks), 1);
+  const places = Math.min(PLACES, Math.max(1, Math.floor(room / blocks)));
+  return layOut([blocks], Math.min(room, places * blocks), places);
 }
 
-/** Sequences of so many blocks each, laid end to end from each of `starts` on. */
-function load(counts: readonly number[], starts: readonly number[]): TuneLoad {
+/** Blocks a sequence, uneven as batches are: cuts fall inside sequences. */
+function uneven(blocks: number): number[] {
+  const weights = Array.from({ length: LONG_SEQUENCES }, (_, i) => 1 + (i % 3) / 2);
+  const total = weights.reduce((x, y) => x + y);
+  return weights.map((weight) => Math.max(1, Math.floor((weight / total) * blocks)));
+}
+
+/** Sequences of so many blocks each, in so many places. */
+function layOut(counts: readonly number[], numBlocks: number, places: number): TuneLoad {
   const maxBlocksPerSeq = Math.max(...counts);
-  const blockTables = starts.map((start) => {
+  const ids = laps(numBlocks);
+  const blockTables = Array.from({ length: places }, () => {
     const table = new Int32Array(counts.length * maxBlocksPerSeq);
-    let next = start;
     counts.forEach((count, i) => {
-      for (let j = 0; j < count; j++) table[i * maxBlocksPerSeq + j] = next++;
+      for (let j = 0; j < count; j++) table[i * maxBlocksPerSeq + j] = ids.next().value;
     });
     return table;
   });
-  return { cacheSeqlens: Int32Array.from(counts, (count) => count * TUNE_BLOCK), maxBlocksPerSeq, blockTables };
+  return { numBlocks, cacheSeqlens: Int32Array.from(counts, (count) => count * TUNE_BLOCK), maxBlocksPerSeq, blockTables };
 }
 
-/** Tokens that a long call may have on a device where a warm one of PROBE_TOKENS takes `probeMs`. */
-export function tokensWithin(ms: number, probeMs: number): number {
-  return Math.floor((ms / probeMs) * PROBE_TOKENS);
+/**
+ * A pool's blocks, lap after lap, each in an order of its own, the same every time: were the orders alike, parts of a call in different
+ * laps could walk side by side, and one would find in a cache what another has just read.
+ */
+function* laps(numBlocks: number): Generator<number, never> {
+  const ids = Array.from({ length: numBlocks }, (_, i) => i);
+  let state = 1;
+  for (;;) {
+    for (let i = numBlocks - 1; i > 0; i--) {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      const j = Math.floor((state / 2 ** 32) * (i + 1));
+      [ids[i], ids[j]] = [ids[j]!, ids[i]!];
+    }
+    yield* ids;
+  }
+}
+
+/** A call that was made to find out how fast the device is, warm. */
+export interface Probe {
+  readonly tokens: number;
+  readonly ms: number;
+}
+
+/** Tokens of the next probe; undefined where the last one tells enough. */
+export function nextProbe(load: LoadClass, { tokens, ms }: Probe): number | undefined {
+  const enough = ms >= TELLING_MS || tokensWithin({ tokens, ms: TELLING_MS }) >= MOST_TOKENS[load];
+  return enough ? undefined : tokens * PROBE_GROWTH;
+}
+
+/** Tokens that a call may have on the device that a probe was made on. */
+export function tokensWithin({ tokens, ms }: Probe): number {
+  return Math.floor((CALL_MS / ms) * tokens);
 }
 
 /** Operations and bytes of a call, as the design counts them. */

@@ -1,17 +1,6 @@
 /** Which configuration and how many slots: the order of trials and the choice among their times. No device is touched. */
 import type { TuneChoice, TuneTrial } from '../mla.ts';
 
-/** Times of a call, milliseconds. */
-export interface Times {
-  readonly longMs: number;
-  readonly shortMs: number;
-}
-
-/** What counts of a trial: a long and a short cache weigh the same, whatever their times. */
-export function score({ longMs, shortMs }: Times): number {
-  return Math.sqrt(longMs * shortMs);
-}
-
 /** A later trial must be better by so much: times of one kernel differ by that from run to run. */
 const MARGIN = 0.98;
 /** A trial that takes so many times the best is not measured further. */
@@ -32,23 +21,23 @@ export interface SearchSpace<Config> {
   readonly slots: readonly number[];
   /** Parts that slots come to: slots that come to the same are tried once. */
   parts(config: Config, slots: number): number;
-  /** Times of a trial, or why it was given up. @param best the best score so far */
-  measure(config: Config, slots: number, best: number): Promise<Times | string>;
+  /** Milliseconds of a trial, or why it was given up. @param best the least so far */
+  measure(config: Config, slots: number, best: number): Promise<number | string>;
 }
 
 /** Tries every configuration with the slots guessed, then the best one with the others. */
 export async function search<Config extends { readonly key: string }>({ configs, rejected, slots, parts, measure }: SearchSpace<Config>): Promise<Search<Config>> {
   const trials: TuneTrial[] = [];
-  let best: { config: Config; choice: TuneChoice; score: number } | undefined;
+  let best: { config: Config; choice: TuneChoice } | undefined;
   const attempt = async (config: Config, count: number): Promise<void> => {
-    const times = await measure(config, count, best?.score ?? Infinity);
-    if (typeof times === 'string') {
-      trials.push({ config: config.key, slots: count, refused: times });
+    const ms = await measure(config, count, best?.choice.ms ?? Infinity);
+    if (typeof ms === 'string') {
+      trials.push({ config: config.key, slots: count, refused: ms });
       return;
     }
-    const choice = { config: config.key, slots: count, ...times };
+    const choice = { config: config.key, slots: count, ms };
     trials.push(choice);
-    if (!best || score(times) < best.score * MARGIN) best = { config, choice, score: score(times) };
+    if (!best || ms < best.choice.ms * MARGIN) best = { config, choice };
   };
   const [guess, ...others] = slots as [number, ...number[]];
   for (const config of configs) await attempt(config, guess);

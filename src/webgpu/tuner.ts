@@ -8,10 +8,10 @@ import type { ScheduleInfo, TuneChoice, TunedSchedule, TuneReport } from '../mla
 import { partsTarget } from '../schedule.ts';
 import { parseShapeClass, shapeClass, type ShapeClass } from '../shape-class.ts';
 import type { TuneStore } from '../tune-store.ts';
-import { decodeCandidates, type DecodeConfig, type Segmentation } from './config.ts';
+import { decodeCandidates, type Candidates, type DecodeConfig, type Segmentation } from './config.ts';
 import { compileDecode } from './dispatch.ts';
 import { TuneBench, type TuneDevice } from './tune-bench.ts';
-import { PROBE_TOKENS, loadCost, tokensWithin, tuneLoads, type TuneLoads } from './tune-load.ts';
+import { CALL_MS, PROBE_TOKENS, TUNE_BLOCK, loadCost, nextProbe, tokensWithin, tuneLoad, type TuneLoad } from './tune-load.ts';
 import type { TuneMode } from './tune-mode.ts';
 import { search, slotLadder, type Search } from './tune-search.ts';
 
@@ -20,8 +20,6 @@ const QUIET_MS = 20;
 /** or when it has waited for so long: a few milliseconds of a busy device's time, a few times a second. */
 const PATIENCE_MS = 250;
 const GLANCE_MS = 10;
-/** A call of the long load takes no longer than about this. */
-const LONG_MS = 30;
 
 interface Known {
   readonly shape: ShapeClass;
@@ -63,11 +61,11 @@ export class Tuner {
 
   /** Reads what is remembered. Configurations that are no more, or do not fit, count as not remembered. */
   async load(): Promise<void> {
-    const { mode, store, prefix, device: { traits } } = this.#options;
+    const { mode, store, prefix } = this.#options;
     if (mode === 'off') return;
     for (const [key, choice] of await store.load()) {
       const shape = key.startsWith(prefix) ? parseShapeClass(key.slice(prefix.length)) : undefined;
-      const config = shape && decodeCandidates(shape, shape.rows, traits).fits.find((fit) => fit.key === choice.config);
+      const config = shape && this.#candidates(shape).fits.find((fit) => fit.key === choice.config);
       if (config) this.#learn({ shape, choice, config, note: `remembered in ${store.place}` });
     }
   }
@@ -79,7 +77,9 @@ export class Tuner {
 
   /** What is known, for the scheduler. Of classes that differ only in what it does not know the first counts. */
   schedules(): TunedSchedule[] {
-    return [...this.#known.values()].map(({ shape, choice, config }) => ({ rows: shape.rows, numHeadsK: shape.hKv, slots: choice.slots, rowTile: config.rows }));
+    return [...this.#known.values()].map(({ shape, choice, config }) => ({
+      rows: shape.rows, numHeadsK: shape.hKv, load: shape.load, slots: choice.slots, rowTile: config.rows, tokens: config.tokens,
+    }));
   }
 
   /** Tells of a decode call that has been enqueued, on a cache laid out as `kv`. Never throws, never waits. */
@@ -103,7 +103,7 @@ export class Tuner {
       return await this.#inTurn(async () => {
         const known = this.#known.get(name);
         if (!known || again) return this.#measure(shape, async () => this.#check());
-        return { shapeClass: name, source: 'remembered', trials: [], chosen: known.choice, note: known.note };
+        return { shapeClass: name, load: shape.load, source: 'remembered', trials: [], chosen: known.choice, note: known.note };
       });
     } catch (error) {
       // What a destroyed or lost device says of its parts is not what happened.
@@ -134,13 +134,13 @@ export class Tuner {
     const name = shapeClass(shape);
     const background = kv !== undefined;
     await turn();
-    const loads = await this.#loads(shape, turn, background);
-    if (!loads) return { shapeClass: name, source: 'none', trials: [], note: 'no configuration fits this device, or not even one block of such keys' };
-    const { trials, chosen, config, timing } = await this.#withBench(shape, loads, turn, async (bench) => ({ ...(await this.#search(shape, bench, background)), timing: bench.timing }));
+    const load = await this.#load(shape, turn, background);
+    if (!load) return { shapeClass: name, load: shape.load, source: 'none', trials: [], note: 'no configuration fits this device, or not even one block of such keys' };
+    const { trials, chosen, config, timing } = await this.#withBench(shape, load, turn, async (bench) => ({ ...(await this.#search(shape, bench, background)), timing: bench.timing }));
     // The caller's cache may be laid out otherwise: its next step must not wait for a compiler.
     if (config && kv) await compileDecode(device.kernels, shape, config, device.traits, kv);
     this.#check();
-    const report = { shapeClass: name, trials, ...loadCost(shape, loads.long), timing } as const;
+    const report = { shapeClass: name, load: shape.load, trials, ...loadCost(shape, load), timing } as const;
     if (!chosen || !config) return { ...report, source: 'none', note: 'no configuration could be measured' };
     const note = await this.#remember(name, chosen);
     this.#check();
@@ -149,26 +149,35 @@ export class Tuner {
   }
 
   /**
-   * Loads that the device gets through in reasonable time, after a small first call.
+   * A load that the device gets through in reasonable time, after small calls that grow until one tells how fast it is.
    * @throws MlaError limit-exceeded where the background would keep others waiting
    */
-  async #loads(shape: ShapeClass, turn: () => Promise<void>, background: boolean): Promise<TuneLoads | undefined> {
+  async #load(shape: ShapeClass, turn: () => Promise<void>, background: boolean): Promise<TuneLoad | undefined> {
     const { device: { traits }, schedule } = this.#options;
-    const small = tuneLoads(shape, traits, PROBE_TOKENS);
-    const guess = decodeCandidates(shape, shape.rows, traits).fits[0];
-    if (!small || !guess) return undefined;
-    const ms = await this.#withBench(shape, small, turn, (bench) => bench.probe(guess, schedule.slots));
-    if (ms === undefined) return small;
-    if (background && ms > LONG_MS) {
-      throw new MlaError('limit-exceeded', 'the device is too slow for measurements behind a program’s back', {
-        expected: `at most ${LONG_MS} ms for ${PROBE_TOKENS} tokens`, got: `${ms.toFixed(0)} ms`, fix: 'Call tune, or run flashmla-web tune, when there is time',
-      });
+    const guess = this.#candidates(shape).fits[0];
+    for (let tokens = PROBE_TOKENS; ; ) {
+      const load = tuneLoad(shape, traits, tokens);
+      if (!load || !guess) return undefined;
+      const ms = await this.#withBench(shape, load, turn, (bench) => bench.probe(guess, schedule.slots));
+      if (ms === undefined) return load;
+      if (background && ms > CALL_MS) {
+        throw new MlaError('limit-exceeded', 'the device is too slow for measurements behind a program’s back', {
+          expected: `at most ${CALL_MS} ms for ${tokens} tokens`, got: `${ms.toFixed(0)} ms`, fix: 'Call tune, or run flashmla-web tune, when there is time',
+        });
+      }
+      const next = nextProbe(shape.load, { tokens, ms });
+      if (next === undefined) return tuneLoad(shape, traits, tokensWithin({ tokens, ms }));
+      tokens = next;
     }
-    return tuneLoads(shape, traits, tokensWithin(LONG_MS, ms));
   }
 
-  async #withBench<T>(shape: ShapeClass, loads: TuneLoads, turn: () => Promise<void>, use: (bench: TuneBench) => Promise<T>): Promise<T> {
-    const bench = new TuneBench(this.#options.device, shape, loads, turn);
+  /** Configurations for the blocks that are tuned with. A call on others takes what fits those. */
+  #candidates(shape: ShapeClass): Candidates {
+    return decodeCandidates({ ...shape, blockSize: TUNE_BLOCK }, shape.rows, this.#options.device.traits);
+  }
+
+  async #withBench<T>(shape: ShapeClass, load: TuneLoad, turn: () => Promise<void>, use: (bench: TuneBench) => Promise<T>): Promise<T> {
+    const bench = new TuneBench(this.#options.device, shape, load, turn);
     try {
       await bench.open();
       return await use(bench);
@@ -187,11 +196,12 @@ export class Tuner {
 
   async #search(shape: ShapeClass, bench: TuneBench, background: boolean): Promise<Search<DecodeConfig>> {
     const { device: { traits }, schedule } = this.#options;
-    const { fits, rejected } = decodeCandidates(shape, shape.rows, traits);
+    const { rows, hKv: numHeadsK, load } = shape;
+    const { fits, rejected } = this.#candidates(shape);
     if (!background && traits.kind === 'gpu' && fits[0]) await bench.heat(fits[0], schedule.slots);
     return search({
       configs: fits, rejected, slots: slotLadder(schedule.slots),
-      parts: ({ rows }, slots) => partsTarget({ slots, rowTiles: [rows], minTokensPerPart: schedule.minTokensPerPart }, shape.rows, shape.hKv),
+      parts: (config, slots) => partsTarget({ slots, rowTiles: [config.rows], minTokensPerPart: schedule.minTokensPerPart }, { rows, numHeadsK, load, blockSize: TUNE_BLOCK }),
       measure: (config, slots, best) => bench.measure(config, slots, best),
     });
   }
