@@ -214,7 +214,7 @@ describe('the tuner', () => {
   const traits: DeviceTraits = { limits, kind: 'gpu', vendor: 'nvidia', architecture: '', tier: 'matrix', subgroupSize: { min: 32, max: 32 }, matrix: { syntax: 'new', subgroupSize: 32 } };
 
   test('knows what is remembered by class: configurations that blocks of 64 hold, of either load by itself', async () => {
-    const wide = { config: 'matrix 64x32 8/2 halves touch', slots: 528, ms: 1 };
+    const wide = { config: 'matrix 32x32 8/4 halves touch', slots: 528, ms: 1 };
     const remembered = new Map([[`a | ${shapeClass(shape)}`, wide], ['a | bf16 576/512, 128 rows, 1 KV head', wide], [`b | ${shapeClass({ ...shape, load: 'short' })}`, wide]]);
     const tuner = new Tuner({
       device: { traits } as TuneDevice, schedule: { slots: 264, rowTiles: [64], minTokensPerPart: 64 }, mode: 'stored',
@@ -223,7 +223,7 @@ describe('the tuner', () => {
     await tuner.load();
     expect(tuner.config(shape)?.key).toBe(wide.config);
     expect(tuner.config({ ...shape, load: 'short' })).toBeUndefined();
-    expect(tuner.schedules()).toEqual([{ rows: 128, numHeadsK: 1, load: 'long', slots: 528, rowTile: 64, tokens: 32 }]);
+    expect(tuner.schedules()).toEqual([{ rows: 128, numHeadsK: 1, load: 'long', slots: 528, rowTile: 32, tokens: 32 }]);
   });
 });
 
