@@ -25,7 +25,7 @@ const ENTRIES: Readonly<Record<string, string>> = { 'flashmla-web': '../src/inde
 const MODEL_URL = 'https://example.org/model/';
 
 const read = (path: string): string => readFileSync(join(root, path), 'utf8');
-const documents = ['README.md', ...readdirSync(join(root, 'demo/docs')).sort().map((name) => `demo/docs/${name}`)].map((path) => ({ path, text: read(path) }));
+const documents = ['README.md', ...readdirSync(join(root, 'demo/docs')).filter((name) => name.endsWith('.md')).sort().map((name) => `demo/docs/${name}`)].map((path) => ({ path, text: read(path) }));
 const all = documents.map(({ text }) => text).join('\n');
 
 interface Example {
