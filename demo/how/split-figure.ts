@@ -67,8 +67,11 @@ function parts(metadata: MlaMetadata, stretches: readonly Stretch[]): HTMLElemen
   const loads = columns.map((column) => column.reduce((sum, one) => sum + blocksIn(one), 0));
   const most = Math.max(...loads);
   return el('ol', { class: 'parts' }, ...columns.map((column, p) =>
-    el('li', { role: 'img', 'aria-label': `Part ${p}: ${column.map((one) => `${plural(blocksIn(one), 'block')} of sequence ${one.sequence}`).join(', ')}` },
-      el('div', { class: 'part', style: `height: ${(100 * loads[p]!) / most}%` },
+    el('li', {},
+      el('div', {
+        class: 'part', style: `height: ${(100 * loads[p]!) / most}%`, role: 'img',
+        'aria-label': `Part ${p}: ${column.map((one) => `${plural(blocksIn(one), 'block')} of sequence ${one.sequence}`).join(', ')}`,
+      },
         ...column.map((one) => el('span', { class: p % 2 === 1 ? 'odd' : '', style: `${colorStyle(one.sequence)}; flex-grow: ${blocksIn(one)}` }))),
       el('span', { class: 'small quiet' }, String(p)))));
 }
