@@ -33,6 +33,10 @@ const DEEDS: Readonly<Record<string, (page: Page) => Promise<void>>> = {
     await page.locator('[data-text="1"][data-state=done]').waitFor({ timeout: 300_000 });
     await page.evaluate(() => (document.activeElement as HTMLElement | null)?.blur());
   },
+  'how.html': async (page) => {
+    await page.locator('#merge-results > *').first().waitFor({ timeout: 300_000 });
+    await page.locator('#merge-verdict:not(:empty)').waitFor({ timeout: 300_000 });
+  },
   'kernel.html': async (page) => {
     const told = (selector: string, words: string): Promise<void> => page.locator(selector, { hasText: words }).waitFor({ state: 'attached', timeout: 300_000 });
     await told('#status', 'Ready');

@@ -1,7 +1,7 @@
 /** The paged cache as it is now: the pool of blocks as a picture, and what it takes beside keys and values of all heads. */
 import { byId } from '../site/dom.ts';
 import { bytes, count, digits, plural } from '../site/format.ts';
-import { PoolPicture, type PoolCell } from '../kernel/pool-picture.ts';
+import { PoolPicture, type PoolCell } from '../site/pool-picture.ts';
 import type { CacheState, TextTable } from './protocol.ts';
 
 export class CacheView {

@@ -4,7 +4,7 @@ import { colorStyle, hueOf } from '../site/colors.ts';
 import { button, byId, el, keepFocus, painted } from '../site/dom.ts';
 import { explore, partAttributes } from './explore.ts';
 import { bytes, count, plural } from '../site/format.ts';
-import { PoolPicture, type PoolCell } from './pool-picture.ts';
+import { PoolPicture, type PoolCell } from '../site/pool-picture.ts';
 
 export interface CacheActions {
   readonly append: () => void;

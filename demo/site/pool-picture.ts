@@ -4,7 +4,7 @@
  * A canvas, since pools have thousands of blocks and change with every token. One stop for Tab; arrows move a cursor
  * over the blocks, and what is pointed at is told in words.
  */
-import { paletteOf, type Palette } from '../site/colors.ts';
+import { paletteOf, type Palette } from './colors.ts';
 
 export interface PoolCell {
   /** Sequences that hold the block: none, one, or more that share it. */
