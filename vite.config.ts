@@ -15,8 +15,8 @@ import { serviceWorker } from './demo/site/service-worker.ts';
 import { shell } from './demo/site/shell.ts';
 
 const CUBINS = join(import.meta.dirname, 'native-cuda/bin');
-/** The model that the site ships: another folder in place of demo/model while that has no weights, or for a site of one's own. */
-const MODEL = process.env['FLASHMLA_DEMO_MODEL'] ?? join(import.meta.dirname, 'demo/model');
+/** The model that the site ships. */
+const MODEL = join(import.meta.dirname, 'demo/model');
 const MODEL_FILE = /^((config|generation_config|tokenizer|tokenizer_config)\.json|model[\w.-]*\.(safetensors|safetensors\.index\.json))$/;
 
 /** The compiled kernels, which `npm run build:cuda` makes, beside the JavaScript that loads them. */
@@ -31,21 +31,17 @@ function cubins(): Plugin {
 
 /** The model's files as they are, below model/; the pages know their names, sizes and hashes as MODEL_FILES. */
 function modelFiles(): Plugin {
+  const files = new Map<string, Buffer>();
   return {
     name: 'model-files',
     async config() {
-      const names = (await readdir(MODEL)).filter((name) => MODEL_FILE.test(name));
-      // A folder that still waits for its weights is no model.
-      const files = names.some((name) => name.endsWith('.safetensors')) ? await Promise.all(names.map(async (name) => {
-        const data = await readFile(join(MODEL, name));
-        return { name, bytes: data.length, hash: createHash('sha256').update(data).digest('hex').slice(0, 16) };
-      })) : [];
-      return { define: { MODEL_FILES: JSON.stringify(files) } };
+      for (const name of await readdir(MODEL)) if (MODEL_FILE.test(name)) files.set(name, await readFile(join(MODEL, name)));
+      const list = [...files].map(([name, data]) => ({ name, bytes: data.length, hash: createHash('sha256').update(data).digest('hex').slice(0, 16) }));
+      // A folder without weights is no model.
+      return { define: { MODEL_FILES: JSON.stringify(list.some(({ name }) => name.endsWith('.safetensors')) ? list : []) } };
     },
-    async generateBundle() {
-      for (const name of await readdir(MODEL)) {
-        if (MODEL_FILE.test(name)) this.emitFile({ type: 'asset', fileName: `model/${name}`, source: await readFile(join(MODEL, name)) });
-      }
+    generateBundle() {
+      for (const [name, source] of files) this.emitFile({ type: 'asset', fileName: `model/${name}`, source });
     },
   };
 }

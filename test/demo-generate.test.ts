@@ -2,7 +2,7 @@
  * The first page: its pure parts; then the page of the built site, on the software adapter and with no WebGPU at all. The model is
  * demo/model's, or while that has no weights a stand-in of the same architecture.
  */
-import { cp, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import type { Browser, Page } from 'playwright-core';
@@ -62,8 +62,7 @@ describe('the page', () => {
     // Its weights are random: it would end a text at any time.
     const { eos_token_id: _, ...config } = JSON.parse(await readFile(join(standIn, 'config.json'), 'utf8')) as Record<string, unknown>;
     await writeFile(join(standIn, 'config.json'), JSON.stringify(config));
-    const shipped = await readdir(join(import.meta.dirname, '../demo/model'));
-    site = await Site.build(shipped.some((name) => name.endsWith('.safetensors')) ? {} : { model: standIn });
+    site = await Site.build();
   });
   afterAll(async () => {
     await site?.close();

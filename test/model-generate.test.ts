@@ -5,7 +5,7 @@ import { Engine, type StepRunner } from '../src/model/engine.ts';
 import { createMla } from '../src/index.ts';
 import { ModelText } from '../src/model/model-text.ts';
 import { generateText, type GenerateOptions, type TextTokenizer } from '../src/model/generate.ts';
-import { seededRandom } from '../src/model/random.ts';
+import { seededRandom } from '../src/random.ts';
 import { StopStrings } from '../src/model/stop-strings.ts';
 
 /** A token a UTF-16 unit. */

@@ -20,11 +20,6 @@ const TYPES: Readonly<Record<string, string>> = {
   '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.json': 'application/json', '.svg': 'image/svg+xml', '.webmanifest': 'application/manifest+json',
 };
 
-export interface SiteOptions {
-  /** The folder of the model that the site ships, in place of demo/model. */
-  readonly model?: string;
-}
-
 export interface Visit {
   /** Below the site's folder; its first page when absent. */
   readonly path?: string;
@@ -55,13 +50,13 @@ export class Site {
   }
 
   /** Builds the site into a folder of its own and serves it. */
-  static async build({ model }: SiteOptions = {}): Promise<Site> {
+  static async build(): Promise<Site> {
     const dir = await mkdtemp(join(tmpdir(), 'flashmla-demo-'));
     const vite = join(root, 'node_modules', 'vite', 'bin', 'vite.js');
     await promisify(execFile)(process.execPath, [vite, 'build', '--mode', 'demo', '--outDir', dir, '--emptyOutDir', '--logLevel', 'error'], {
       cwd: root,
       // Vitest's own NODE_ENV would make it a build for development, which no one is served.
-      env: { ...process.env, NODE_ENV: 'production', ...(model !== undefined && { FLASHMLA_DEMO_MODEL: model }) },
+      env: { ...process.env, NODE_ENV: 'production' },
     });
     const site = new Site(dir);
     await new Promise<void>((resolve) => site.#server.listen(0, '127.0.0.1', resolve));

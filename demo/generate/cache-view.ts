@@ -1,8 +1,9 @@
 /** The paged cache as it is now: the pool of blocks as a picture, and what it takes beside keys and values of all heads. */
 import { byId } from '../site/dom.ts';
 import { bytes, count, digits, plural } from '../site/format.ts';
+import { holdersOf } from '../site/holders.ts';
 import { PoolPicture, type PoolCell } from '../site/pool-picture.ts';
-import type { CacheState, TextTable } from './protocol.ts';
+import type { CacheState } from './protocol.ts';
 
 export class CacheView {
   readonly #pool: PoolPicture;
@@ -52,11 +53,11 @@ export class CacheView {
 }
 
 function cellsOf({ numBlocks, blockSize, tables }: CacheState): PoolCell[] {
-  const holders = Array.from({ length: numBlocks }, (): { table: TextTable; entry: number }[] => []);
-  for (const table of tables) table.blocks.forEach((block, entry) => holders[block]!.push({ table, entry }));
-  return holders.map((held, block) => ({
-    holders: held.map(({ table }) => table.id),
-    label: held.length === 0 ? `Block ${block}: free` : `Block ${block}: ${held.map(({ table: { id, length }, entry }) =>
-      `text ${id}, tokens ${entry * blockSize} to ${Math.min(length, (entry + 1) * blockSize) - 1}`).join(' and ')}`,
-  }));
+  const lengths = new Map(tables.map(({ id, length }) => [id, length]));
+  const holders = holdersOf(tables);
+  return Array.from({ length: numBlocks }, (_, block) => {
+    const held = holders.get(block) ?? [];
+    const who = held.map(({ id, entry }) => `text ${id}, tokens ${entry * blockSize} to ${Math.min(lengths.get(id)!, (entry + 1) * blockSize) - 1}`).join(' and ');
+    return { holders: held.map(({ id }) => id), label: `Block ${block}: ${held.length === 0 ? 'free' : who}` };
+  });
 }

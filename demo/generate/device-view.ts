@@ -1,7 +1,8 @@
 /** The machine in a few words, and what that means for the page. */
 import type { MlaInfo } from '../../src/mla.ts';
+import { backendPill, deviceName, diagnosisNotice, factList, loseDeviceLine } from '../site/device-facts.ts';
 import type { Diagnosis } from '../site/diagnosis.ts';
-import { button, byId, el } from '../site/dom.ts';
+import { byId } from '../site/dom.ts';
 
 export class DeviceView {
   readonly #facts = byId('device-facts');
@@ -19,17 +20,8 @@ export class DeviceView {
   }
 
   show(info: MlaInfo, diagnosis: Diagnosis | undefined): void {
-    const kind = info.backend === 'cpu' ? 'cpu' : info.software ? 'software' : 'gpu';
-    const facts: [string, string | Node][] = [
-      ['Device', el('strong', { id: 'device-name' }, info.device)],
-      ['Backend', el('span', { class: `pill ${kind}`, id: 'device-backend' }, info.backend)],
-      ['Why this one', info.reason],
-    ];
-    this.#facts.replaceChildren(el('dl', { class: 'facts' }, ...facts.flatMap(([name, value]) => [el('dt', {}, name), el('dd', {}, value)])));
-    if (info.backend === 'webgpu') {
-      this.#facts.append(el('p', { class: 'quiet small' }, button('Lose the device', 'lose', this.#loseDevice, { class: 'link' }), ' to see what the page does when a driver resets.'));
-    }
-    this.#notice.replaceChildren();
-    if (diagnosis) this.#notice.append(el('div', { class: 'notice' }, el('h3', {}, diagnosis.title), el('p', {}, diagnosis.text)));
+    this.#facts.replaceChildren(factList([deviceName(info), ['Backend', backendPill(info)], ['Why this one', info.reason]]));
+    if (info.backend === 'webgpu') this.#facts.append(loseDeviceLine(this.#loseDevice));
+    this.#notice.replaceChildren(...(diagnosis ? [diagnosisNotice(diagnosis)] : []));
   }
 }

@@ -1,6 +1,6 @@
 /** The page: joins the form, the session in its worker, the texts and the pictures. */
 import { MlaError } from '../../src/errors.ts';
-import { diagnose, diagnoseFailure, type Diagnosis } from '../site/diagnosis.ts';
+import { DEVICE_LOST, diagnose, diagnoseFailure, type Diagnosis } from '../site/diagnosis.ts';
 import { button, byId, el } from '../site/dom.ts';
 import { Announcer } from './announcer.ts';
 import { CacheView } from './cache-view.ts';
@@ -158,8 +158,8 @@ function deviceLost(from: Session, message: string): void {
   modelView.idle('The device was lost.');
   const again = button('Start again', 'start-again', () => void start(), { class: 'primary' });
   banner.replaceChildren(el('div', { class: 'notice lost' },
-    el('h2', {}, 'The GPU device was lost'),
-    el('p', {}, `A driver reset, a sleeping laptop or a busy system can do this. What was written stays on the page.${model ? ' The model is loaded again when you start again.' : ''}`),
+    el('h2', {}, DEVICE_LOST.title),
+    el('p', {}, `${DEVICE_LOST.text} What was written stays on the page.${model ? ' The model is loaded again when you start again.' : ''}`),
     el('p', { class: 'quiet small' }, message),
     el('p', {}, again)));
   again.focus();

@@ -78,10 +78,9 @@ export class Texts {
   }
 
   cacheState(): CacheState {
-    const { config: { heads, qkNopeHeadDim, qkRopeHeadDim, vHeadDim }, decoder: { cache } } = this.#model;
+    const { info, decoder: { cache } } = this.#model;
     const { numBlocks, usedBlocks, sharedBlocks, usedBytes } = cache.stats();
-    const timesPerHead = (heads * (qkNopeHeadDim + qkRopeHeadDim + vHeadDim)) / cache.headDim;
-    return { numBlocks, blockSize: cache.blockSize, usedBlocks, sharedBlocks, usedBytes, timesPerHead, tables: this.#tables(cache) };
+    return { numBlocks, blockSize: cache.blockSize, usedBlocks, sharedBlocks, usedBytes, timesPerHead: info.cacheRatio, tables: this.#tables(cache) };
   }
 
   #tables(cache: PagedKvCache): CacheState['tables'] {

@@ -1,5 +1,5 @@
 /** Random numbers of N(0, 1) from a seed: the same everywhere. */
-import { seededRandom } from '../../src/model/random.ts';
+import { seededRandom } from '../../src/random.ts';
 
 /** An endless supply, by Box and Muller: `count` numbers a call. */
 export function normalsFrom(seed: number): (count: number) => Float64Array {

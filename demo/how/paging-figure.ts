@@ -4,6 +4,7 @@ import type { PagedKvCache, SequenceId } from '../../src/mla.ts';
 import { colorStyle, hueOf } from '../site/colors.ts';
 import { button, byId, el, keepFocus } from '../site/dom.ts';
 import { plural } from '../site/format.ts';
+import { holdersOf, type Holder } from '../site/holders.ts';
 import { openInstance } from './instance.ts';
 import { appendStory, forkStory, freeStory, type SequenceState } from './pool-story.ts';
 
@@ -81,16 +82,13 @@ class PagingFigure {
     return { id, length: this.#cache.length(id), blocks: [...this.#cache.blocks(id)] };
   }
 
-  /** Who holds a block, and how many of its slots are used. */
-  #holders(): Map<number, { ids: SequenceId[]; used: number }> {
-    const holders = new Map<number, { ids: SequenceId[]; used: number }>();
-    for (const { id, length, blocks } of this.#sequences.map((one) => this.#state(one))) {
-      blocks.forEach((block, i) => {
-        const { ids, used } = holders.get(block) ?? { ids: [], used: 0 };
-        holders.set(block, { ids: [...ids, id], used: Math.max(used, Math.min(this.#cache.blockSize, length - i * this.#cache.blockSize)) });
-      });
-    }
-    return holders;
+  #holders(): Map<number, Holder<SequenceId>[]> {
+    return holdersOf(this.#sequences.map((id) => ({ id, blocks: this.#cache.blocks(id) })));
+  }
+
+  /** Slots of a sequence's block that are used. */
+  #used({ id, entry }: Holder<SequenceId>): number {
+    return Math.min(this.#cache.blockSize, this.#cache.length(id) - entry * this.#cache.blockSize);
   }
 
   #draw(story: string): void {
@@ -104,16 +102,17 @@ class PagingFigure {
     byId('pool-story').textContent = story;
   }
 
-  #cell(block: number, held: { ids: SequenceId[]; used: number } | undefined): HTMLElement {
+  #cell(block: number, held: readonly Holder<SequenceId>[] | undefined): HTMLElement {
     if (!held) return el('div', { class: 'cell' }, el('b', {}, String(block)));
-    const [owner, other] = held.ids as [SequenceId, SequenceId | undefined];
-    const full = `--full: ${(100 * held.used) / this.#cache.blockSize}%`;
+    const [owner, other] = held.map(({ id }) => id) as [SequenceId, SequenceId | undefined];
+    const used = Math.max(...held.map((holder) => this.#used(holder)));
+    const full = `--full: ${(100 * used) / this.#cache.blockSize}%`;
     const style = `${colorStyle(owner)}; ${full}${other === undefined ? '' : `; --hue2: ${hueOf(other)}`}`;
     return el('div', { class: `cell held${other === undefined ? '' : ' shared'}`, style },
-      el('b', {}, String(block)), el('span', {}, `${held.used}`), other !== undefined && el('span', { class: 'holders' }, `×${held.ids.length}`));
+      el('b', {}, String(block)), el('span', {}, `${used}`), other !== undefined && el('span', { class: 'holders' }, `×${held.length}`));
   }
 
-  #row(id: SequenceId, holders: ReadonlyMap<number, { readonly ids: readonly SequenceId[] }>): HTMLElement {
+  #row(id: SequenceId, holders: ReadonlyMap<number, readonly Holder<SequenceId>[]>): HTMLElement {
     const { length, blocks } = this.#state(id);
     const act = (name: string, key: string, words: string, change: () => string | Promise<string>): HTMLElement =>
       button(name, `${key}-${id}`, () => void this.#act(change), { 'aria-label': words });
@@ -121,7 +120,7 @@ class PagingFigure {
       el('p', {}, el('i', { class: 'key key-own', 'aria-hidden': 'true' }), el('strong', {}, `Sequence ${id}`), el('span', { class: 'quiet' }, ` ${plural(length, 'token')}`)),
       el('p', { class: 'chips', 'data-sequence': id }, el('span', { class: 'quiet small' }, blocks.length === 0 ? 'no blocks' : 'blocks'),
         ...blocks.map((block) => {
-          const other = holders.get(block)!.ids.find((holder) => holder !== id);
+          const other = holders.get(block)!.find((holder) => holder.id !== id)?.id;
           return el('span', { class: `chip${other === undefined ? '' : ' shared'}`, style: other === undefined ? undefined : `--hue2: ${hueOf(other)}`, title: other === undefined ? undefined : `shared with sequence ${other}` }, String(block));
         })),
       el('div', { class: 'actions' },

@@ -1,4 +1,5 @@
 /** What a token takes in the cache of one layer: keys and values of every head, or one latent. Pure. */
+import { modelInfo } from '../../src/model/info.ts';
 
 /** DeepSeek-V3's sizes. */
 export const MODEL = { heads: 128, layers: 61, nope: 128, rope: 64, value: 128, latent: 512 } as const;
@@ -16,7 +17,8 @@ export interface TokenCost {
 }
 
 export function tokenCost(heads: number, { nope, rope, value, latent }: Omit<typeof MODEL, 'heads' | 'layers'> = MODEL): TokenCost {
-  const numbers = heads * (nope + rope + value);
-  const latentNumbers = latent + rope;
-  return { numbers, bytes: numbers * BF16_BYTES, latentNumbers, latentBytes: latentNumbers * BF16_BYTES, ratio: numbers / latentNumbers };
+  const { perHeadCacheBytesPerToken: bytes, cacheBytesPerToken: latentBytes, cacheRatio: ratio } = modelInfo({
+    modelType: 'deepseek_v3', layers: 1, heads, kvLoraRank: latent, qkNopeHeadDim: nope, qkRopeHeadDim: rope, vHeadDim: value,
+  });
+  return { numbers: bytes / BF16_BYTES, bytes, latentNumbers: latent + rope, latentBytes, ratio };
 }

@@ -27,7 +27,7 @@ export class Banner {
   lost(message: string, again: () => void): void {
     const start = button('Start again', 'start-again', again, { class: 'primary' });
     this.#box.replaceChildren(el('div', { class: 'notice lost' },
-      el('h3', {}, DEVICE_LOST.title), el('p', {}, DEVICE_LOST.text), el('p', { class: 'quiet small' }, message), el('p', {}, start)));
+      el('h3', {}, DEVICE_LOST.title), el('p', {}, `${DEVICE_LOST.text} What was on the device is gone; the page is not.`), el('p', { class: 'quiet small' }, message), el('p', {}, start)));
     start.focus();
   }
 }

@@ -4,6 +4,7 @@ import { colorStyle, hueOf } from '../site/colors.ts';
 import { button, byId, el, keepFocus, painted } from '../site/dom.ts';
 import { explore, partAttributes } from './explore.ts';
 import { bytes, count, plural } from '../site/format.ts';
+import { holdersOf, type BlockTable, type Holder } from '../site/holders.ts';
 import { PoolPicture, type PoolCell } from '../site/pool-picture.ts';
 
 export interface CacheActions {
@@ -73,7 +74,7 @@ export class CacheView {
   #drawRows(): void {
     keepFocus(this.#section, () => {
       const { cache, sequences } = this.#shown ?? {};
-      const holders = cache ? holdersOf(cache, sequences!) : new Map<number, Holder[]>();
+      const holders = holdersOf(cache ? tablesOf(cache, sequences!) : []);
       this.#rows.replaceChildren(...(cache ? sequences!.map((id) => this.#row(cache, id, holders)) : []));
       this.#enterRows();
       if (cache && sequences!.length === 0) this.#rows.append(el('li', { class: 'quiet' }, 'Every sequence was freed, and every block with them. Run fills the cache anew.'));
@@ -82,7 +83,7 @@ export class CacheView {
     this.setBusy(this.#busy);
   }
 
-  #row(cache: PagedKvCache, id: SequenceId, holders: ReadonlyMap<number, readonly Holder[]>): HTMLElement {
+  #row(cache: PagedKvCache, id: SequenceId, holders: ReadonlyMap<number, readonly Holder<SequenceId>[]>): HTMLElement {
     const blocks = [...cache.blocks(id)];
     const most = Math.max(4, Math.min(MOST_CHIPS, Math.floor(CHIPS_IN_ALL / this.#shown!.sequences.length)));
     const drawn = this.#expanded.has(id) ? blocks : blocks.slice(0, most);
@@ -110,7 +111,7 @@ export class CacheView {
 
   #drawPool(): void {
     const { cache, sequences } = this.#shown ?? {};
-    const holders = cache ? holdersOf(cache, sequences!) : new Map<number, Holder[]>();
+    const holders = holdersOf(cache ? tablesOf(cache, sequences!) : []);
     this.#cells = Array.from({ length: cache?.numBlocks ?? 0 }, (_, block) => {
       const held = holders.get(block) ?? [];
       const who = held.map(({ id, entry }) => `sequence ${id}, ${tokensOf(cache!, id, entry)}`).join(' and ');
@@ -128,22 +129,8 @@ export class CacheView {
   }
 }
 
-interface Holder {
-  readonly id: SequenceId;
-  /** Position in its block table. */
-  readonly entry: number;
-}
-
-function holdersOf(cache: PagedKvCache, sequences: readonly SequenceId[]): Map<number, Holder[]> {
-  const holders = new Map<number, Holder[]>();
-  for (const id of sequences) {
-    cache.blocks(id).forEach((block, entry) => {
-      const held = holders.get(block);
-      if (held) held.push({ id, entry });
-      else holders.set(block, [{ id, entry }]);
-    });
-  }
-  return holders;
+function tablesOf(cache: PagedKvCache, sequences: readonly SequenceId[]): BlockTable<SequenceId>[] {
+  return sequences.map((id) => ({ id, blocks: cache.blocks(id) }));
 }
 
 function tokensOf(cache: PagedKvCache, id: SequenceId, entry: number): string {

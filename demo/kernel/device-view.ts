@@ -1,5 +1,6 @@
 /** The panel about the machine: which backend, on what, why, and what that means. */
 import type { MlaInfo } from '../../src/mla.ts';
+import { backendPill, deviceName, diagnosisNotice, factList, loseDeviceLine, type Fact } from '../site/device-facts.ts';
 import { lacksOf, type Diagnosis } from '../site/diagnosis.ts';
 import { button, byId, el } from '../site/dom.ts';
 import { bytes, digits } from '../site/format.ts';
@@ -27,10 +28,8 @@ export class DeviceView {
 
   /** @param diagnoses what there is to tell about it, the most important first */
   show(info: MlaInfo, diagnoses: readonly Diagnosis[]): void {
-    const kind = info.backend === 'cpu' ? 'cpu' : info.software ? 'software' : 'gpu';
-    const facts: [string, string | Node][] = [
-      ['Device', el('strong', { id: 'device-name' }, info.device)],
-      ['Backend', el('span', {}, el('span', { class: `pill ${kind}`, id: 'device-backend' }, info.backend), kind === 'software' ? ' software adapter' : undefined)],
+    const facts: Fact[] = [
+      deviceName(info), ['Backend', el('span', {}, backendPill(info), info.backend !== 'cpu' && info.software ? ' software adapter' : undefined)],
     ];
     if (info.tier !== undefined) facts.push(['Kernel tier', info.tier]);
     facts.push(['Why this one', el('span', { id: 'device-reason' }, info.reason)]);
@@ -39,16 +38,13 @@ export class DeviceView {
       facts.push(['Reads', el('span', { id: 'device-reads' }, 'measured with the first run')]);
       facts.push(['Computes', el('span', { id: 'device-computes' }, 'measured with the first run')]);
     }
-    this.#facts.replaceChildren(el('dl', { class: 'facts' }, ...facts.flatMap(([name, value]) => [el('dt', {}, name), el('dd', {}, value)])));
+    this.#facts.replaceChildren(factList(facts));
     const lacks = lacksOf(info);
     if (lacks.length > 0) {
       this.#facts.append(el('details', { class: 'small' }, el('summary', {}, 'What this device lacks'),
         el('ul', { class: 'plain' }, ...lacks.map(({ title, text }) => el('li', {}, el('strong', {}, title), ` ${text}`)))));
     }
-    if (info.backend === 'webgpu') {
-      const lose = button('Lose the device', 'lose', this.#actions.loseDevice, { class: 'link' });
-      this.#facts.append(el('p', { class: 'quiet small' }, lose, ' to see what the page does when a driver resets.'));
-    }
+    if (info.backend === 'webgpu') this.#facts.append(loseDeviceLine(this.#actions.loseDevice));
     this.#tell(diagnoses);
   }
 
@@ -65,7 +61,6 @@ export class DeviceView {
   }
 
   #tell(diagnoses: readonly Diagnosis[], action?: HTMLElement): void {
-    this.#notice.replaceChildren(...diagnoses.map(({ title, text }) =>
-      el('div', { class: 'notice' }, el('h3', {}, title), el('p', {}, text), action && el('p', {}, action))));
+    this.#notice.replaceChildren(...diagnoses.map((diagnosis) => diagnosisNotice(diagnosis, action)));
   }
 }

@@ -1,4 +1,5 @@
 /** Time of one decode call: the median of several measurements. */
+import { median } from '../../src/median.ts';
 import type { Mla } from '../../src/mla.ts';
 
 const MOST_RUNS = 15;
@@ -35,8 +36,5 @@ export async function measure(
     onRun(samples.length + 1, MOST_RUNS);
     samples.push((await mla.time(repeat)).ms / calls);
   }
-  samples.sort((a, b) => a - b);
-  const middle = samples.length >> 1;
-  const ms = samples.length % 2 === 1 ? samples[middle]! : (samples[middle - 1]! + samples[middle]!) / 2;
-  return { ms, source: first.source, runs: samples.length, calls };
+  return { ms: median(samples), source: first.source, runs: samples.length, calls };
 }

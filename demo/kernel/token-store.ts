@@ -5,6 +5,7 @@
  * as much as a wrong kernel.
  */
 import { encode16 } from '../../src/bf16.ts';
+import { normals, seededRandom } from '../../src/random.ts';
 import { Checker, type CheckReport } from './check.ts';
 import { referenceDecode, type ReferenceRow } from './reference.ts';
 import { D_QK, D_V, type Step } from './shape.ts';
@@ -28,12 +29,12 @@ export class TokenStore {
   /** Runs of tokens, each [tokens, d_qk] bits; never written again, so forks share them. */
   readonly #sequences = new Map<number, Uint16Array[]>();
   #q = new Uint16Array(0);
-  #random = mulberry32(1);
+  #random = seededRandom(1);
 
   /** Forgets all sequences and starts the random numbers anew. */
   reset(seed: number): void {
     this.#sequences.clear();
-    this.#random = mulberry32(seed);
+    this.#random = seededRandom(seed);
   }
 
   /** Lengthens sequences by random tokens. @returns [sum of counts, d_qk] bits, in the order of `sequences` */
@@ -99,16 +100,9 @@ export class TokenStore {
     return this.#sequences.get(id) ?? [];
   }
 
-  /** Bits of N(0, 0.1^2), by Box and Muller. */
+  /** Bits of N(0, 0.1^2). */
   #normals(count: number): Uint16Array<ArrayBuffer> {
-    const values = new Float32Array(count);
-    for (let i = 0; i < count; i += 2) {
-      const radius = 0.1 * Math.sqrt(-2 * Math.log(1 - this.#random()));
-      const angle = 2 * Math.PI * this.#random();
-      values[i] = radius * Math.cos(angle);
-      values[i + 1] = radius * Math.sin(angle);
-    }
-    return encode16('bf16', values) as Uint16Array<ArrayBuffer>;
+    return encode16('bf16', normals(count, 0.1, this.#random)) as Uint16Array<ArrayBuffer>;
   }
 }
 
@@ -116,14 +110,4 @@ function* tiles(runs: readonly Uint16Array[]): Generator<Uint16Array> {
   for (const run of runs) {
     for (let at = 0; at < run.length; at += TILE_TOKENS * D_QK) yield run.subarray(at, at + TILE_TOKENS * D_QK);
   }
-}
-
-function mulberry32(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let x = Math.imul(state ^ (state >>> 15), state | 1);
-    x ^= x + Math.imul(x ^ (x >>> 7), x | 61);
-    return ((x ^ (x >>> 14)) >>> 0) / 4294967296;
-  };
 }

@@ -6,24 +6,24 @@
  */
 import { createBackend } from '../../src/index.ts';
 import { serve } from '../../src/worker/index.ts';
+import { watchGpu } from '../site/watched-gpu.ts';
 import { LOSE_DEVICE, isProbeRequest, type DeviceLostNotice, type ProbeAnswer, type ProbeRequest } from './notices.ts';
 import { probe } from './probe.ts';
 
-let device: GPUDevice | undefined;
+const gpu = navigator.gpu as GPU | undefined;
+const watched = gpu && watchGpu(gpu, (message) => self.postMessage({ notice: 'device-lost', message } satisfies DeviceLostNotice));
 
-serve((options) => {
-  const gpu = navigator.gpu as GPU | undefined;
-  return createBackend(gpu ? { ...options, gpu: watched(gpu) } : options);
-});
+serve((options) => createBackend(watched ? { ...options, gpu: watched.gpu } : options));
 
 self.addEventListener('message', ({ data }: MessageEvent) => {
-  if (data === LOSE_DEVICE) device?.destroy();
+  if (data === LOSE_DEVICE) watched?.lose();
   if (isProbeRequest(data)) void answerProbe(data);
 });
 
 async function answerProbe({ port, ...options }: ProbeRequest): Promise<void> {
   let answer: ProbeAnswer;
   try {
+    const device = watched?.device;
     if (!device) throw new Error('there is no device to probe');
     const lost = device.lost.then(({ message }) => Promise.reject(new Error(message)));
     answer = { ceilings: await Promise.race([probe(device, options), lost]) };
@@ -32,21 +32,4 @@ async function answerProbe({ port, ...options }: ProbeRequest): Promise<void> {
   }
   port.postMessage(answer);
   port.close();
-}
-
-/** The same GPU, whose devices are remembered here. */
-function watched(gpu: GPU): GPU {
-  const requestAdapter: GPU['requestAdapter'] = async (options) => {
-    const adapter = await gpu.requestAdapter(options);
-    if (adapter === null) return null;
-    const requestDevice = adapter.requestDevice.bind(adapter);
-    return Object.assign(adapter, {
-      async requestDevice(descriptor?: GPUDeviceDescriptor): Promise<GPUDevice> {
-        device = await requestDevice(descriptor);
-        void device.lost.then(({ message }) => self.postMessage({ notice: 'device-lost', message } satisfies DeviceLostNotice));
-        return device;
-      },
-    });
-  };
-  return { requestAdapter } as GPU;
 }

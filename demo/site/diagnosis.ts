@@ -42,10 +42,10 @@ const NO_DEVICE: Diagnosis = {
   text: 'The browser found a graphics device, but could not open it: its driver may have just failed, or other pages may hold all it has. Closing them or starting the browser anew can help.',
 };
 
-/** A lost device: the page offers to start again. */
+/** A lost device, and how that comes about; each page says what became of its own. */
 export const DEVICE_LOST: Diagnosis = {
   title: 'The GPU device was lost',
-  text: 'A driver reset, a sleeping laptop or a busy system can do this. What was on the device is gone; the page is not.',
+  text: 'A driver reset, a sleeping laptop or a busy system can do this.',
 };
 
 /** Of the reasons that the page cannot see, the one that the instance's own words name. */

@@ -1,6 +1,8 @@
 /** The same GPU, whose devices are watched: a page can tell that one was lost, and can lose one to show what that is like. */
 export interface WatchedGpu {
   readonly gpu: GPU;
+  /** The last that was made of it. */
+  readonly device: GPUDevice | undefined;
   /** Destroys the last device, as a driver reset does. */
   lose(): void;
 }
@@ -19,5 +21,11 @@ export function watchGpu(gpu: GPU, onLost: (message: string) => void): WatchedGp
       },
     });
   };
-  return { gpu: { requestAdapter } as GPU, lose: () => device?.destroy() };
+  return {
+    gpu: { requestAdapter } as GPU,
+    get device() {
+      return device;
+    },
+    lose: () => device?.destroy(),
+  };
 }

@@ -1,6 +1,6 @@
 /** Sampled rows of a benchmark's result against attention in double precision. */
 import { decode16 } from '../bf16.ts';
-import { uniform } from './random.ts';
+import { seededRandom } from '../random.ts';
 import type { BenchShape } from './shapes.ts';
 import type { Workload } from './workload.ts';
 
@@ -29,7 +29,7 @@ export async function checkWorkload(shape: BenchShape, workload: Workload, seed:
   const { b, s_q, h_q, d_v } = shape;
   const out = await workload.out.read();
   const lse = await workload.lse.read();
-  const random = uniform(seed);
+  const random = seededRandom(seed);
   const pick = (n: number): number => Math.floor(random() * n);
   const worst = { out: 0, lse: 0, cosine: 0 };
   let fault: string | undefined;

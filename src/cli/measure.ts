@@ -1,8 +1,8 @@
 /** Time of one benchmark shape. */
+import { median } from '../median.ts';
 import type { Mla } from '../mla.ts';
 import { checkWorkload, type CheckReport } from './check.ts';
 import { shapeCost, type BenchShape } from './shapes.ts';
-import { median } from './stats.ts';
 import { makeWorkload } from './workload.ts';
 
 /** A GPU is kept busy for so long before the first run that counts: one that idled while data were made runs at a fifth of its clocks. */

@@ -6,7 +6,8 @@
  * row of it. Block tables are a random permutation of the pool.
  */
 import type { DecodeArgs, KvDType, Mla, MlaMetadata, MlaTensor } from '../mla.ts';
-import { permutation, randomBits, uniform } from './random.ts';
+import { permutation, seededRandom } from '../random.ts';
+import { randomBits } from './random.ts';
 import type { BenchShape } from './shapes.ts';
 
 const CHUNK_TOKENS = 4093;
@@ -61,7 +62,7 @@ export async function makeWorkload(mla: Mla, shape: BenchShape, seed: number): P
     cache.blocks(filler).forEach((block, i) => (position[block] = i));
 
     const width = Math.max(1, ...blocks);
-    const order = permutation(numBlocks, uniform(seed + 1));
+    const order = permutation(numBlocks, seededRandom(seed + 1));
     const table = new Int32Array(b * width);
     let next = 0;
     blocks.forEach((count, i) => {

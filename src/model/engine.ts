@@ -4,7 +4,7 @@
  */
 import { MlaError } from '../errors.ts';
 import type { PagedKvCache, SequenceId } from '../mla.ts';
-import { seededRandom } from './random.ts';
+import { seededRandom } from '../random.ts';
 import type { StepEntry } from './step-plan.ts';
 import { TokenStream } from './token-stream.ts';
 

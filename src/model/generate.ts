@@ -1,6 +1,6 @@
 /** Text in, text out, as it comes: a tokenizer around the engine, with stop strings. */
 import { MlaError, describe } from '../errors.ts';
-import type { Engine, Sampling } from './engine.ts';
+import type { Engine, RequestOptions, Sampling } from './engine.ts';
 import { StopStrings } from './stop-strings.ts';
 
 /** What generation needs of a tokenizer. */
@@ -26,8 +26,15 @@ export interface GenerateOptions extends Sampling {
  * @throws MlaError invalid-argument, pool-exhausted, aborted, device-lost
  */
 export async function* generateText(engine: Engine, tokenizer: TextTokenizer, eos: ReadonlySet<number>, prompt: string, options: GenerateOptions = {}): AsyncGenerator<string, void, undefined> {
-  const { maxTokens = 256, stop = [], signal, onToken, ...sampling } = checked(options);
-  yield* piecesOf(engine.generate(tokenizer.encode(prompt), { ...sampling, maxTokens, eos, signal }), tokenizer.stream(), new StopStrings(stop), onToken);
+  const request = requestOf(eos, options);
+  const { stop = [], onToken } = options;
+  yield* piecesOf(engine.generate(tokenizer.encode(prompt), request), tokenizer.stream(), new StopStrings(stop), onToken);
+}
+
+/** What the engine is asked for. @throws MlaError invalid-argument */
+export function requestOf(eos: ReadonlySet<number>, options: GenerateOptions): RequestOptions {
+  const { maxTokens = 256, stop: _stop, onToken: _onToken, ...rest } = checked(options);
+  return { ...rest, maxTokens, eos };
 }
 
 /** What tokens say, up to the first stop string. */
@@ -43,8 +50,7 @@ export async function* piecesOf(tokens: AsyncIterable<number>, text: ReturnType<
   if (rest !== '') yield rest;
 }
 
-/** @throws MlaError invalid-argument */
-export function checked(options: GenerateOptions): GenerateOptions {
+function checked(options: GenerateOptions): GenerateOptions {
   const refuse = (argument: string, expected: string, got: unknown): never => {
     throw new MlaError('invalid-argument', 'out of range', { argument, expected, got: describe(got) });
   };

@@ -14,9 +14,11 @@ export interface ModelInfo {
   readonly cacheRatio: number;
 }
 
+type ModelSizes = Pick<DeepSeekConfig, 'modelType' | 'layers' | 'heads' | 'kvLoraRank' | 'qkNopeHeadDim' | 'qkRopeHeadDim' | 'vHeadDim'>;
+
 const BF16_BYTES = 2;
 
-export function modelInfo({ modelType, layers, heads, kvLoraRank, qkNopeHeadDim: nope, qkRopeHeadDim: rope, vHeadDim: v }: DeepSeekConfig): ModelInfo {
+export function modelInfo({ modelType, layers, heads, kvLoraRank, qkNopeHeadDim: nope, qkRopeHeadDim: rope, vHeadDim: v }: ModelSizes): ModelInfo {
   const latent = (kvLoraRank + rope) * BF16_BYTES;
   const perHead = heads * (nope + rope + v) * BF16_BYTES;
   return {

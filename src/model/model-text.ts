@@ -3,8 +3,8 @@
  * of what they have in common.
  */
 import type { SequenceId } from '../mla.ts';
-import type { Engine, RequestOptions } from './engine.ts';
-import { checked, piecesOf, type GenerateOptions, type TextTokenizer } from './generate.ts';
+import type { Engine } from './engine.ts';
+import { piecesOf, requestOf, type GenerateOptions, type TextTokenizer } from './generate.ts';
 import { StopStrings } from './stop-strings.ts';
 import type { TokenStream } from './token-stream.ts';
 
@@ -36,7 +36,7 @@ export class ModelText implements AsyncIterable<string> {
 
   /** @throws MlaError invalid-argument, pool-exhausted, aborted; from the loop also device-lost */
   static begin(writer: TextWriter, prompt: string, options: GenerateOptions = {}): ModelText {
-    const request = requestOf(writer, options);
+    const request = { ...requestOf(writer.eos, options), keep: true };
     const tokens = writer.engine.generate(writer.tokenizer.encode(prompt), request);
     return new ModelText(writer, tokens.tokens.length, tokens, options);
   }
@@ -53,7 +53,7 @@ export class ModelText implements AsyncIterable<string> {
 
   /** Another text that goes on from where this one is now. @throws as `begin` */
   fork(options: GenerateOptions = {}): ModelText {
-    return new ModelText(this.#writer, this.promptTokens, this.#writer.engine.fork(this.#tokens, requestOf(this.#writer, options)), options);
+    return new ModelText(this.#writer, this.promptTokens, this.#writer.engine.fork(this.#tokens, { ...requestOf(this.#writer.eos, options), keep: true }), options);
   }
 
   /** Writes no more; stays in the cache. Idempotent. */
@@ -69,13 +69,4 @@ export class ModelText implements AsyncIterable<string> {
   [Symbol.asyncIterator](): AsyncGenerator<string, void, undefined> {
     return this.#pieces;
   }
-}
-
-function requestOf({ eos }: TextWriter, options: GenerateOptions): RequestOptions {
-  const { maxTokens = 256, temperature, topK, topP, repetitionPenalty, seed, signal } = checked(options);
-  return {
-    maxTokens, eos, keep: true, signal,
-    ...(temperature !== undefined && { temperature }), ...(topK !== undefined && { topK }), ...(topP !== undefined && { topP }),
-    ...(repetitionPenalty !== undefined && { repetitionPenalty }), ...(seed !== undefined && { seed }),
-  };
 }

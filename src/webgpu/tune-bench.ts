@@ -7,6 +7,7 @@
 import type { DecodeOp } from '../backend.ts';
 import { encode16 } from '../bf16.ts';
 import { MlaError } from '../errors.ts';
+import { median } from '../median.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { getMlaMetadata } from '../schedule.ts';
 import type { ShapeClass } from '../shape-class.ts';
@@ -145,7 +146,7 @@ export class TuneBench {
       const ms = await run();
       if (i >= WARM_UP) samples.push(ms);
     }
-    return middle(samples);
+    return median(samples);
   }
 
   /** In turns with the first, whose time it is told in. */
@@ -159,7 +160,7 @@ export class TuneBench {
       if (i > 0 && ms > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
       if (i >= WARM_UP) samples.push(ms);
     }
-    return middle(samples);
+    return median(samples);
   }
 
   /** Milliseconds of a call; the first time of one call, then of as many as fill a batch. */
@@ -255,10 +256,6 @@ export class TuneBench {
     if (refused) throw refused;
     return allocation.buffer;
   }
-}
-
-function middle(samples: readonly number[]): number {
-  return samples.toSorted((x, y) => x - y)[samples.length >> 1]!;
 }
 
 /** Small numbers of both signs, the same every time. */

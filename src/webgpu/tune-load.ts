@@ -1,5 +1,6 @@
 /** What tuning measures: a batch over a pool of random keys, one for each load. Pure. */
 import type { LoadClass } from '../mla.ts';
+import { permutation, seededRandom } from '../random.ts';
 import type { ShapeClass } from '../shape-class.ts';
 import type { DeviceTraits } from './config.ts';
 
@@ -71,16 +72,8 @@ function layOut(counts: readonly number[], numBlocks: number, places: number): T
  * laps could walk side by side, and one would find in a cache what another has just read.
  */
 function* laps(numBlocks: number): Generator<number, never> {
-  const ids = Array.from({ length: numBlocks }, (_, i) => i);
-  let state = 1;
-  for (;;) {
-    for (let i = numBlocks - 1; i > 0; i--) {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      const j = Math.floor((state / 2 ** 32) * (i + 1));
-      [ids[i], ids[j]] = [ids[j]!, ids[i]!];
-    }
-    yield* ids;
-  }
+  const random = seededRandom(1);
+  for (;;) yield* permutation(numBlocks, random);
 }
 
 /** A call that was made to find out how fast the device is, warm. */

@@ -17,6 +17,7 @@ import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { median } from '../../src/median.ts';
 import type { BackendName, Mla } from '../../src/mla.ts';
 import type { Model } from '../../src/model/model.ts';
 import type { ModelSource } from '../../src/model/source.ts';
@@ -91,15 +92,13 @@ async function instance({ createMla }: Package, backend: BackendName): Promise<M
 }
 
 /** Median of what `once` gives, after rounds that warm up. */
-async function median(runs: number, once: () => Promise<number>): Promise<number> {
+async function medianOf(runs: number, once: () => Promise<number>): Promise<number> {
   const all: number[] = [];
   for (let i = -WARM_UP; i < runs; i++) {
     const taken = await once();
     if (i >= 0) all.push(taken);
   }
-  all.sort((a, b) => a - b);
-  const middle = runs >> 1;
-  return runs % 2 ? all[middle]! : (all[middle - 1]! + all[middle]!) / 2;
+  return median(all);
 }
 
 async function wallOf(run: () => Promise<unknown>): Promise<number> {
@@ -121,7 +120,7 @@ async function measure(mla: Mla, { decoder, config }: Model, context: number, ru
     await mla.finished();
   });
   let last = id(prompt);
-  const ms = await median(runs, () => wallOf(async () => {
+  const ms = await medianOf(runs, () => wallOf(async () => {
     cache.truncate(sequence, prompt);
     const [chosen] = await decoder.step([{ sequence, ids: [last] }], [GREEDY]);
     last = chosen!;
@@ -144,7 +143,7 @@ async function attentionOf(mla: Mla, { cache, shape: { dims } }: Model['decoder'
   const args = { q, kvCache: cache.tensor(), blockTable, cacheSeqlens, metadata, headDimV: kvLoraRank, softmaxScale };
   const { out, lse } = await mla.flashMlaWithKvCache(args);
   let source: 'device' | 'wall' = 'wall';
-  const ms = await median(runs, async () => {
+  const ms = await medianOf(runs, async () => {
     const timed = await mla.time(() => mla.flashMlaWithKvCache({ ...args, out, lse }));
     source = timed.source;
     return timed.ms;

@@ -7,6 +7,7 @@
  */
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { median } from '../../src/median.ts';
 import type { Mla } from '../../src/mla.ts';
 
 const LIMIT_US = 15;
@@ -28,10 +29,6 @@ interface Figures {
   readonly enqueue: number;
   readonly wall: number;
   readonly device: number;
-}
-
-function middle(all: number[]): number {
-  return all.sort((x, y) => x - y)[all.length >> 1]!;
 }
 
 /** Microseconds. */
@@ -77,11 +74,11 @@ async function measure(mla: Mla, { b, sQ, hQ, sK }: (typeof SHAPES)[number]): Pr
     }));
     devices.push((await mla.time(call)).ms * 1e3);
   }
-  const [wall, device] = [middle(walls), middle(devices)];
+  const [wall, device] = [median(walls), median(devices)];
 
   for (const tensor of [q, blockTable, out, lse]) tensor.destroy();
   cache.destroy();
-  return { enqueue: middle(enqueues), wall, device };
+  return { enqueue: median(enqueues), wall, device };
 }
 
 async function main(): Promise<number> {

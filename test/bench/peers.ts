@@ -17,6 +17,7 @@ import { existsSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { decode16 } from '../../src/bf16.ts';
+import { median } from '../../src/median.ts';
 import type { Mla, MlaTensor } from '../../src/mla.ts';
 import { decodeArgs, makeCase, type CaseOptions, type DecodeCase } from '../cases.ts';
 import { compare, compareDecode, outTolerance } from '../compare.ts';
@@ -93,12 +94,6 @@ async function builtPackage(): Promise<typeof import('../../src/node.ts')> {
   const url = new URL('../../dist/node.js', import.meta.url);
   if (!existsSync(fileURLToPath(url))) usage('dist/node.js is missing: run npm run build first');
   return import(url.href);
-}
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
 interface Sample {
