@@ -1,4 +1,5 @@
 /** The model: loading it, how far that is, what it is, and the ways to another one. */
+import { factList } from '../site/device-facts.ts';
 import { button, byId, el } from '../site/dom.ts';
 import { bytes, count } from '../site/format.ts';
 import { chosenFiles, droppedFiles, type PathFile } from './dropped-folder.ts';
@@ -90,11 +91,10 @@ export class ModelView {
   show({ name, type, layers, heads, experts, vocabSize, context }: ModelFacts, shipped: boolean): void {
     this.#load.hidden = true;
     this.idle('The model is ready.');
-    const facts: [string, string][] = [
+    this.#facts.replaceChildren(factList([
       ['Name', name], ['Architecture', type], ['Layers', `${layers}, ${heads} heads${experts > 0 ? `, ${experts} experts` : ''}`],
       ['Vocabulary', `${count(vocabSize)} tokens`], ['Context', `${count(context)} tokens`],
-    ];
-    this.#facts.replaceChildren(el('dl', { class: 'facts' }, ...facts.flatMap(([term, value]) => [el('dt', {}, term), el('dd', {}, value)])));
+    ]));
     if (!shipped && SHIPPED_BYTES > 0) this.#facts.append(el('p', { class: 'small' }, button('Back to the model of this site', 'load-shipped', this.#actions.loadShipped, { class: 'link' })));
   }
 

@@ -3,6 +3,7 @@ import type { BackendName } from '../../src/mla.ts';
 import { MlaError } from '../../src/errors.ts';
 import type { Tier } from '../../src/webgpu/tier.ts';
 import { Session } from './session.ts';
+import { noteOf } from './tiers.ts';
 
 /** As the form says it. */
 export interface Choice {
@@ -26,7 +27,6 @@ export async function openSession({ backend, tier }: Choice, onLost: (session: S
     const session = await Session.open({ backend }, onLost);
     // Without WebGPU there is more to say than that a tier is missing, and the page says it.
     if (session.info.backend !== 'webgpu') return { session };
-    const note = session.info.tierNotes?.find((text) => text.startsWith(`${tier}: `));
-    return { session, gaveWay: note?.slice(tier.length + 2) ?? error.message };
+    return { session, gaveWay: noteOf(tier, session.info) ?? error.message };
   }
 }

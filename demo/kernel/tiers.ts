@@ -9,14 +9,19 @@ export function isTier(text: string | undefined): text is Tier {
   return (TIERS as readonly (string | undefined)[]).includes(text);
 }
 
+/** Why a tier was passed over, as an instance tells it. */
+export function noteOf(tier: Tier, { tierNotes = [] }: Pick<MlaInfo, 'tierNotes'>): string | undefined {
+  return tierNotes.find((text) => text.startsWith(`${tier}: `))?.slice(tier.length + 2);
+}
+
 export class TierBook {
   readonly #fails = new Map<Tier, string>();
 
   /** Notes why tiers were passed over. */
-  learn({ tierNotes = [] }: Pick<MlaInfo, 'tierNotes'>): void {
+  learn(info: Pick<MlaInfo, 'tierNotes'>): void {
     for (const tier of TIERS) {
-      const note = tierNotes.find((text) => text.startsWith(`${tier}: `));
-      if (note !== undefined) this.#fails.set(tier, note.slice(tier.length + 2));
+      const note = noteOf(tier, info);
+      if (note !== undefined) this.#fails.set(tier, note);
     }
   }
 
