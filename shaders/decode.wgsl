@@ -210,31 +210,36 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         var sum_$r_$g = vec4<f32>();
         #end
         #end
-        for (var unit = first_unit; unit < UNITS; unit += SLICES) {
-          #unroll g < QUAD_TILE
-          #unroll t < 4
-          let k_$g_$t = kv_tile[((s_quad + $gu) * 4u + $tu) * STRIDE + unit];
-          #end
-          #end
-          #unroll r < ROW_TILE
-          let q_unit_$r = q[q_$r + unit];
-          #end
-          #unroll c < VEC
+        for (var unit0 = first_unit; unit0 < UNITS; unit0 += SLICES * S_TURNS) {
+          #unroll x < S_TURNS
           {
+            let unit = unit0 + $xu * SLICES;
             #unroll g < QUAD_TILE
             #unroll t < 4
-            let k_$g_$t_word = word_of(k_$g_$t, $cu);
+            let k_$g_$t = kv_tile[((s_quad + $gu) * 4u + $tu) * STRIDE + unit];
             #end
-            let low_$g = vec4<f32>(unpack_low(k_$g_0_word), unpack_low(k_$g_1_word), unpack_low(k_$g_2_word), unpack_low(k_$g_3_word));
-            let high_$g = vec4<f32>(unpack_high(k_$g_0_word), unpack_high(k_$g_1_word), unpack_high(k_$g_2_word), unpack_high(k_$g_3_word));
             #end
             #unroll r < ROW_TILE
+            let q_unit_$r = q[q_$r + unit];
+            #end
+            #unroll c < VEC
             {
-              let q_word = word_of(q_unit_$r, $cu);
-              let q_low = unpack_low(q_word);
-              let q_high = unpack_high(q_word);
               #unroll g < QUAD_TILE
-              sum_$r_$g = sum_$r_$g + q_low * low_$g + q_high * high_$g;
+              #unroll t < 4
+              let k_$g_$t_word = word_of(k_$g_$t, $cu);
+              #end
+              let low_$g = vec4<f32>(unpack_low(k_$g_0_word), unpack_low(k_$g_1_word), unpack_low(k_$g_2_word), unpack_low(k_$g_3_word));
+              let high_$g = vec4<f32>(unpack_high(k_$g_0_word), unpack_high(k_$g_1_word), unpack_high(k_$g_2_word), unpack_high(k_$g_3_word));
+              #end
+              #unroll r < ROW_TILE
+              {
+                let q_word = word_of(q_unit_$r, $cu);
+                let q_low = unpack_low(q_word);
+                let q_high = unpack_high(q_word);
+                #unroll g < QUAD_TILE
+                sum_$r_$g = sum_$r_$g + q_low * low_$g + q_high * high_$g;
+                #end
+              }
               #end
             }
             #end

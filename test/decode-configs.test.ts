@@ -4,7 +4,7 @@
  */
 import { describe, expect, test, vi } from 'vitest';
 import { createMla } from '../src/node.ts';
-import { decodeCandidates, type DeviceTraits, type KernelLimits } from '../src/webgpu/config.ts';
+import { decodeCandidates, type DeviceTraits, type KernelLimits, type ScalarConfig } from '../src/webgpu/config.ts';
 import { makeCase } from './cases.ts';
 import { expectRight, run } from './check.ts';
 import { softwareGpu } from './software-adapter.ts';
@@ -23,9 +23,12 @@ vi.mock('../src/webgpu/config.ts', async (importOriginal) => {
   };
 });
 
-// Narrow heads compile soonest; 24 words are fewer than some workgroups' slices take at once.
+// Narrow heads compile soonest; 24 words are fewer than some workgroups' slices take at once. Turns of the scores that are one need more.
 const NARROW = { dV: 32, rope: 16 } as const;
-const c = makeCase({ ...NARROW, b: 3, sQ: 2, sK: 0, hQ: 40, seqlens: [300, 0, 71], causal: true });
+const WIDER = { dV: 128, rope: 64 } as const;
+const batch = { b: 3, sQ: 2, sK: 0, hQ: 40, seqlens: [300, 0, 71], causal: true } as const;
+const narrow = makeCase({ ...NARROW, ...batch });
+const wider = makeCase({ ...WIDER, ...batch });
 
 const adapter = (await (await softwareGpu()).requestAdapter())!;
 const { subgroupMinSize: min, subgroupMaxSize: max } = adapter.info as GPUAdapterInfo & { subgroupMinSize: number; subgroupMaxSize: number };
@@ -45,13 +48,18 @@ async function disguised(): Promise<GPUAdapter> {
 }
 
 describe.each(['base', 'subgroup'] as const)('%s tier', (tier) => {
-  const { fits } = decodeCandidates({ dQk: 48, dV: 32, dtype: 'bf16', blockSize: 64 }, 512, { ...traits, tier });
+  const fitting = ({ dV, rope }: { dV: number; rope: number }): ScalarConfig[] =>
+    decodeCandidates({ dQk: dV + rope, dV, dtype: 'bf16', blockSize: 64 }, 512, { ...traits, tier }).fits.filter((config) => config.tier !== 'matrix');
+  const fits = fitting(NARROW);
+  // Subgroups of 4 have fewer slices than those configurations; the lists are the same but for what the tier puts in place of shuffles.
+  const inTurns = fitting(WIDER).filter(({ scoreTurns }) => scoreTurns > 1);
   test('has configurations of its own here', () => {
     expect(fits.every((config) => config.tier === tier)).toBe(true);
+    if (tier === 'base') expect(inTurns.length).toBeGreaterThan(0);
   });
 
   const tried = process.env['FLASHMLA_CONFIGS'] === 'all' ? fits : fits.filter((config, i) => fits.findIndex(({ rows }) => rows === config.rows) === i);
-  test.each(tried.map(({ key }) => key))('%s', async (key) => {
+  test.each([...tried.map((config) => [config.key, narrow] as const), ...inTurns.map((config) => [config.key, wider] as const)])('%s', async (key, c) => {
     preferred.key = key;
     // An instance asks once for a class of calls.
     const mla = await createMla({ backend: 'webgpu', adapter: await disguised(), tier, tune: 'off' });

@@ -18,6 +18,8 @@ export interface Candidate {
   readonly vec?: 1 | 4;
   /** Threads that make scores; all when absent. */
   readonly scoreThreads?: number;
+  /** Turns of the scores' loop that are one, for loads to be ahead of products: a divisor of the units a slice has; 1 when absent. */
+  readonly scoreTurns?: number;
   /** Load the next step's rows while this one's output is made. */
   readonly prefetch?: boolean;
   /** Four neighbouring lanes load four probabilities and pass them round: where a load costs more than a shuffle. */
@@ -43,10 +45,13 @@ const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
     { rows: 32, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
     { rows: 32, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
     { rows: 32, tokens: 32, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 8, threads: 64, rowTile: 4, prefetch: true, scoreTurns: 3 },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true, scoreTurns: 3 },
     { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 32, threads: 256, rowTile: 4, outWords: 2, prefetch: true },
+    { rows: 16, tokens: 8, threads: 64, rowTile: 4, prefetch: true },
     { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
     { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
-    { rows: 16, tokens: 16, threads: 64, rowTile: 8 },
     { rows: 16, tokens: 32, threads: 128, rowTile: 8, prefetch: true },
     { rows: 16, tokens: 32, threads: 64, rowTile: 8, quadTile: 2, prefetch: true },
     { rows: 4, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
@@ -64,10 +69,11 @@ const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
     { rows: 32, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
     { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
     { rows: 32, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 2, prefetch: true, scoreTurns: 6 },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 4, prefetch: true, scoreTurns: 2 },
+    { rows: 16, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
     { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
     { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
-    { rows: 16, tokens: 16, threads: 128, rowTile: 4 },
-    { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
     { rows: 4, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
     { rows: 4, tokens: 16, threads: 128, rowTile: 2, prefetch: true },
   ],

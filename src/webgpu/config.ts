@@ -129,7 +129,7 @@ function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): (Deco
 }
 
 function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig {
-  const { rows, tokens, threads, rowTile, quadTile = 1, outWords = 4, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false } = candidate;
+  const { rows, tokens, threads, rowTile, quadTile = 1, outWords = 4, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1 } = candidate;
   const shuffles = tier === 'subgroup';
   const quads = tokens / 4;
   const slices = (scoreThreads * rowTile * quadTile) / (rows * quads);
@@ -143,8 +143,8 @@ function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: 
   // The KV step; slice sums and probabilities, 16 bytes a quad; a float a quad and two a row.
   const workgroupBytes = tokens * stride * vec * 4 + rows * quads * (16 * ((shuffles ? 0 : slices) + 1) + 4) + 8 * rows;
   return {
-    rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, tier,
-    key: `${tier} ${rows}x${tokens}/${threads} s${rowTile}x${quadTile}/${scoreThreads}${prefetch ? ' prefetch' : ''}`,
+    rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, scoreTurns, tier,
+    key: `${tier} ${rows}x${tokens}/${threads} s${rowTile}x${quadTile}/${scoreThreads}${scoreTurns === 1 ? '' : `x${scoreTurns}`}${outWords === 4 ? '' : ` o${outWords}`}${prefetch ? ' prefetch' : ''}`,
     slices, stride, stageLanes: vec === 4 ? Math.max(threads / tokens, 8) : Math.min(threads, 32),
     threadQuads: shuffles ? Math.max(1, rowTile / slices) * quadTile : Math.ceil((rows * quads) / threads),
     shuffleMax: shuffles && quadTile === 1 && slices * quads <= (subgroupSize?.min ?? 0),
@@ -158,7 +158,8 @@ function refuse(config: DecodeConfig, problem: DecodeProblem, traits: DeviceTrai
   return why && `${config.key}: ${why}`;
 }
 
-function misfit({ threads, tokens, slices, workgroupBytes, tier }: DecodeConfig, { blockSize = 16 }: DecodeProblem, { limits, subgroupSize }: DeviceTraits): string | undefined {
+function misfit(config: DecodeConfig, { dQk, blockSize = 16 }: DecodeProblem, { limits, subgroupSize }: DeviceTraits): string | undefined {
+  const { threads, tokens, slices, workgroupBytes, tier } = config;
   if (threads > limits.maxComputeInvocationsPerWorkgroup || threads > limits.maxComputeWorkgroupSizeX) {
     return `${threads} threads exceed ${Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX)}`;
   }
@@ -166,6 +167,7 @@ function misfit({ threads, tokens, slices, workgroupBytes, tier }: DecodeConfig,
     return `${workgroupBytes} B of workgroup memory exceed ${limits.maxComputeWorkgroupStorageSize}`;
   }
   if (blockSize % tokens !== 0) return `${tokens} tokens do not divide blocks of ${blockSize}`;
+  if (config.tier !== 'matrix' && config.scoreTurns > 1 && (dQk / 2 / config.vec) % (slices * config.scoreTurns) !== 0) return `${config.scoreTurns} turns do not divide what ${slices} slices have of d_qk = ${dQk}`;
   const lanes = subgroupSize?.min ?? 0;
   if (tier === 'subgroup' && slices > lanes) return `${slices} slices exceed subgroups of ${lanes}`;
   return undefined;

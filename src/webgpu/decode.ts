@@ -36,7 +36,7 @@ export function decodeShader({ dtype, dQk, dV }: DecodeProblem, config: ScalarCo
     ROWS: config.rows, TOKENS: tokens, QUADS: tokens / 4, THREADS: threads, VEC: vec, UNITS: units, STRIDE: config.stride,
     STAGE_LANES: stageLanes, STAGE_TOKENS: stageTokens, STAGE_TURNS: stageTurns, STAGE_LOADS: stageTurns * (tokens / stageTokens), PREFETCH: config.prefetch,
     SCORE_THREADS: config.scoreThreads, ROW_TILE: config.rowTile, QUAD_TILE: config.quadTile, QUAD_TILES: tokens / 4 / config.quadTile, SLICES: config.slices,
-    THREAD_QUADS: config.threadQuads, SHUFFLE_SUMS: shuffles, SHUFFLE_MAX: config.shuffleMax, QUAD_PROBS: config.quadProbs,
+    THREAD_QUADS: config.threadQuads, SHUFFLE_SUMS: shuffles, SHUFFLE_MAX: config.shuffleMax, QUAD_PROBS: config.quadProbs, S_TURNS: config.scoreTurns,
     OUT_ROWS: config.outRows, OUT_WORDS: config.outWords, OUT_LANES: config.outLanes, OUT_GROUPS: config.rows / config.outRows,
   };
   return [
