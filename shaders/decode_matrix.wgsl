@@ -4,28 +4,25 @@
 // softmax(scale Q K^T) V over that part's KV blocks.
 //
 // How work is cut: workgroup (x, y, z) = (part, row tile, KV head), ROWS rows. The part's sequences are taken one after
-// another, TOKENS keys a step, of which softmax and output take HALF at a time:
-//   stage   TOKENS cached rows into workgroup memory as f16, STAGE_CHUNK vectors a thread at a time
-//   scores  subgroup (g, s) makes rows of group g (S_TILES matrices of 16) times all keys over slice s of d. The product is
-//           a chain of loads and multiplies that wait for each other; with more keys, chains run side by side
-//   softmax ROW_THREADS neighbouring lanes share a row: the slices' sum, maximum, probabilities, running sum
+// another, TOKENS keys a step:
+//   stage   TOKENS cached rows, which are under way since the step before, into workgroup memory as f16
+//   scores  a subgroup has a share: S_TILES matrices of 16 rows, S_KEYS of 16 keys, one of SLICES slices of d
+//   softmax ROW_THREADS neighbouring lanes share a row, 4 keys at a time: the slices' sum, probabilities, running sum
 //   output  a subgroup owns OUT_TILES x 16 columns of O for all rows
-// While a step is worked on, the next one's rows come from memory into the processor's own cache: a word of each TOUCH_STEP
-// vectors is read and not used. To hold the rows themselves would take registers that O and Q have.
-// O is held relative to a reference exponent of its row, not to the running maximum: it is rescaled, by way of workgroup
-// memory, only when the maximum has risen by more than 2^(HEADROOM) since; P then fills f16's range.
-// Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold sends the workgroup to
-// `exact`, which does the same sequence again in f32.
+// P is made as if a row's reference exponent were to stay, without a look at the row's maximum. Whoever finds a score too far above it
+// raises an event; then, rarely, the row's maximum is found, P made again, and O rescaled by way of workgroup memory. So P fills f16's
+// range, and O is exact relative to the reference.
+// Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold shows in every score it is part of, and
+// sends the workgroup to `exact`, which does the same sequence again in f32.
 //
-// What lives where: Q and O as matrices in registers for as long as the sequence; the KV step, and a half's slices of S and
-// P, in workgroup memory; S of the other half (HALVED: TOKENS = 2 HALF = 32) as matrices until the first one's has been read;
-// a row's reference and sum in the registers of its lanes.
+// What lives where: Q and O as matrices in registers for as long as the sequence; the next step's rows in registers, from where the
+// launcher puts FETCH; the KV step, the slices of S, and P in workgroup memory; a row's reference and sum in the registers of its lanes.
 //
 // Neighbours in workgroup memory lie a padded row apart, so that the 8 rows of a matrix load meet different banks.
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices.
+// for subgroup matrices. It writes what lines of capitals stand for: FETCH, SCORES, OUTPUT, and TURNS, a loop's head.
 
 var<workgroup> row_scale: array<f32, ROWS>;
 var<workgroup> row_sum: array<f32, ROWS>;
@@ -36,16 +33,17 @@ alias Right = subgroup_matrix_right<f16, 16, 16>;
 alias Result = subgroup_matrix_result<f32, 16, 16>;
 
 const LOWEST = -3.4028234e38;
-const RESCALE = 1u;
-const OUT_OF_RANGE = 2u;
-const LAST = 4u;
-const NOTHING = 8u;
+// Events.
+const TOO_HIGH = 1u;
+const RESCALE = 2u;
+const OUT_OF_RANGE = 4u;
+const LAST = 8u;
 // A row's largest probability is 2^START when its reference is set and 2^(START + HEADROOM) at most.
 const START = 7.0;
 const HEADROOM = 8.0;
-// What f16 holds: the largest number, and the largest of a step's for small ones not to be lost beside it.
-const LARGEST = 65504.0;
-const SMALLEST = 0.001953125;
+// The bits of bf16 2^-9: beside a number as large f16 loses no small ones.
+const SMALLEST = 0x3b00u;
+const INFINITY = 0x7f800000u;
 
 /// What a workgroup knows of its rows and of the sequence at hand.
 struct Work {
@@ -58,7 +56,6 @@ struct Work {
   head_kv: u32,
   s_q: u32,
   group: u32,
-  h_kv: u32,
   /// log2 of the tokens of a block.
   block_shift: u32,
   /// Index of the partial result, or -1: the sequence is whole here.
@@ -67,13 +64,13 @@ struct Work {
 
 // Which of the s_q * h_q rows of a sequence, in the order of q and out, a row of the KV head's is.
 fn query_row(w: Work, row: u32) -> u32 {
-  return (row / w.group) * w.group * w.h_kv + w.head_kv * w.group + row % w.group;
+  return (row / w.group) * w.group * H_KV + w.head_kv * w.group + row % w.group;
 }
 
 // Where Q's row is, in vectors of 8; rows past the end repeat the last one and are never written.
 fn q_at(w: Work, row: u32) -> u32 {
   let rows = w.s_q * w.group;
-  return (w.seq * rows * w.h_kv + query_row(w, min(w.row_base + row, rows - 1u))) * VECS;
+  return (w.seq * rows * H_KV + query_row(w, min(w.row_base + row, rows - 1u))) * VECS;
 }
 
 // The first key that a row does not see, or `end`.
@@ -88,25 +85,14 @@ fn scaled_pair(x: u32, by: f32) -> u32 {
   return bitcast<u32>(vec2<f16>(vec2<f32>(unpack_low(x), unpack_high(x)) * by));
 }
 
-// Eight cached numbers to the KV tile; the largest magnitude so far goes in and out.
-fn put(at: u32, x: vec4<u32>, most: f32) -> f32 {
-  if (!IS_BF16) {
-    tile_put(at, x);
-    return most;
-  }
+// Eight cached numbers as f16.
+fn halves(x: vec4<u32>) -> vec4<u32> {
+  if (!IS_BF16) { return x; }
   let low = bitcast<vec4<f32>>(x << vec4<u32>(16u));
   let high = bitcast<vec4<f32>>(x & vec4<u32>(0xffff0000u));
-  tile_put(at, vec4<u32>(
+  return vec4<u32>(
     bitcast<u32>(vec2<f16>(vec2<f32>(low.x, high.x))), bitcast<u32>(vec2<f16>(vec2<f32>(low.y, high.y))),
-    bitcast<u32>(vec2<f16>(vec2<f32>(low.z, high.z))), bitcast<u32>(vec2<f16>(vec2<f32>(low.w, high.w)))));
-  let larger = max(abs(low), abs(high));
-  return max(most, max(max(larger.x, larger.y), max(larger.z, larger.w)));
-}
-
-// Eight numbers of this thread's cached row, the v-th it reads; slots past the sequence's end may hold anything and are zero.
-fn fetch(from_row: vec2<u32>, there: bool, vec: u32) -> vec4<u32> {
-  if (there && (STAGE_EVEN || vec < VECS)) { return load_kv(from_row.x, from_row.y + vec); }
-  return vec4<u32>();
+    bitcast<u32>(vec2<f16>(vec2<f32>(low.z, high.z))), bitcast<u32>(vec2<f16>(vec2<f32>(low.w, high.w))));
 }
 
 fn finite_half(x: u32) -> u32 {
@@ -140,11 +126,11 @@ fn write_quad(w: Work, row: u32, quad: u32, o: vec4<f32>, sum: f32) {
   let rows = w.s_q * w.group;
   let value = o * select(1.0 / sum, 0.0, sum == 0.0);
   if (w.partial >= 0) {
-    let at = ((u32(w.partial) * w.h_kv + w.head_kv) * rows + row) * V_QUADS + quad;
+    let at = ((u32(w.partial) * H_KV + w.head_kv) * rows + row) * V_QUADS + quad;
     partials[2u * at] = value.xy;
     partials[2u * at + 1u] = value.zw;
   } else {
-    out[(w.seq * rows * w.h_kv + query_row(w, row)) * V_QUADS + quad] = vec2<u32>(pack(value.x, value.y), pack(value.z, value.w));
+    out[(w.seq * rows * H_KV + query_row(w, row)) * V_QUADS + quad] = vec2<u32>(pack(value.x, value.y), pack(value.z, value.w));
   }
 }
 
@@ -154,9 +140,9 @@ fn write_lse(w: Work, row: u32, highest: f32, sum: f32) {
     // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
     var lse_log2 = select(highest + log2(sum), LOWEST, sum == 0.0);
     if (is_nan(sum)) { lse_log2 = sum; }
-    partials[plan[PLAN_LSE_AT] + (u32(w.partial) * w.h_kv + w.head_kv) * rows + row] = vec2<f32>(lse_log2, 0.0);
+    partials[plan[PLAN_LSE_AT] + (u32(w.partial) * H_KV + w.head_kv) * rows + row] = vec2<f32>(lse_log2, 0.0);
   } else {
-    lse[(w.seq * w.h_kv + w.head_kv) * rows + (row % w.group) * w.s_q + row / w.group] = lse_bits(highest, sum);
+    lse[(w.seq * H_KV + w.head_kv) * rows + (row % w.group) * w.s_q + row / w.group] = lse_bits(highest, sum);
   }
 }
 
@@ -232,17 +218,6 @@ fn exact(w: Work, thread: u32, scale_log2: f32) {
   }
 }
 
-// One of this thread's words of a cached row, for the cache's sake.
-fn touch(row_at: vec2<u32>, there: bool, vec: u32) -> u32 {
-  if (there && vec < VECS) { return load_kv(row_at.x, row_at.y + vec).x; }
-  return 0u;
-}
-
-// slice * step, in a form whose largest value a compiler sees: a matrix load with a check that stays is a slow one.
-fn of_slice(slice: u32, step: u32) -> u32 {
-  return select(0u, step, (slice & 1u) != 0u) + select(0u, 2u * step, (slice & 2u) != 0u);
-}
-
 // Segment of a token's cached row and where it is there, in vectors of 8.
 fn row_in(w: Work, block: u32, token: u32) -> vec2<u32> {
   var in_segment = block;
@@ -251,15 +226,32 @@ fn row_in(w: Work, block: u32, token: u32) -> vec2<u32> {
     segment = block / BLOCKS_PER_SEGMENT;
     in_segment = block % BLOCKS_PER_SEGMENT;
   }
-  return vec2<u32>(segment, (((in_segment << w.block_shift) + (token & ((1u << w.block_shift) - 1u))) * w.h_kv + w.head_kv) * VECS);
+  return vec2<u32>(segment, (((in_segment << w.block_shift) + (token & ((1u << w.block_shift) - 1u))) * H_KV + w.head_kv) * VECS);
 }
 
-fn block_of(w: Work, token: u32) -> u32 {
-  if (token >= w.end) { return 0u; }
-  return plan[w.table_at + (token >> w.block_shift)];
+// Past the end of a sequence its last token is read again.
+fn within(w: Work, token: u32) -> u32 { return min(token, max(w.end, 1u) - 1u); }
+
+fn block_of(w: Work, token: u32) -> u32 { return plan[w.table_at + (within(w, token) >> w.block_shift)]; }
+
+fn kv_row(w: Work, token: u32) -> vec2<u32> { return row_in(w, block_of(w, token), within(w, token)); }
+
+fn visible(token: u32, limit: u32) -> vec4<bool> { return vec4<u32>(token) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit); }
+
+// What four scores, from the reference on, ask for. An infinite or undefined one comes of a cached number that f16 does not hold: each
+// row that sees it has one.
+fn event_of(above: vec4<f32>) -> u32 {
+  var event = select(0u, TOO_HIGH, any(above > vec4<f32>(START + HEADROOM)));
+  if (IS_BF16 && any((bitcast<vec4<u32>>(above) & vec4<u32>(0x7fffffffu)) >= vec4<u32>(INFINITY))) { event |= OUT_OF_RANGE; }
+  return event;
 }
 
-fn kv_row(w: Work, token: u32) -> vec2<u32> { return row_in(w, block_of(w, token), token); }
+fn probability(above: vec4<f32>) -> vec4<f32> {
+  if (IS_BF16) { return exp2(above); }
+  return exp2_or_nan(above);
+}
+
+fn packed(p: vec4<f32>) -> vec2<u32> { return vec2<u32>(bitcast<u32>(vec2<f16>(p.xy)), bitcast<u32>(vec2<f16>(p.zw))); }
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -274,20 +266,25 @@ fn main(
 
   var w: Work;
   w.row_base = workgroup.y * ROWS;
-  w.head_kv = workgroup.z;
+  w.head_kv = min(workgroup.z, H_KV - 1u);
   w.s_q = plan[PLAN_S_Q];
   w.group = plan[PLAN_GROUP];
-  w.h_kv = plan[PLAN_H_KV];
   w.block_shift = firstTrailingBit(plan[PLAN_BLOCK]);
 
   // Masked, so that a compiler knows the range and drops the checks of what is indexed with it.
   let me = subgroup_index & (SUBGROUPS - 1u);
+  // scores: subgroups past the last share make none
   let slice = me & (SLICES - 1u);
-  let s_group = (me / SLICES) & (S_GROUPS - 1u);
+  let key_group = (me / SLICES) & (KEY_GROUPS - 1u);
+  let s_group = (me / (SLICES * KEY_GROUPS)) & (S_GROUPS - 1u);
+  let share = me & (SLICES * KEY_GROUPS - 1u);
+  let s_at = slice * S_SLICE + s_group * S_TILES * 16u * S_STRIDE + key_group * S_KEYS * 4u;
   // stage: neighbouring lanes read a row together
   let stage_token = thread / STAGE_LANES;
   let stage_vec = thread % STAGE_LANES;
-  // softmax; threads past the last row do as its own do
+  let put_at = stage_token * KV_STRIDE + stage_vec;
+  // softmax: who owns quads, a row and 4 keys each
+  let owner = thread < ROWS * ROW_THREADS;
   let row = min(thread / ROW_THREADS, ROWS - 1u);
   let lane = thread % ROW_THREADS;
 
@@ -307,6 +304,7 @@ fn main(
     }
     w.table_at = plan[PLAN_TABLE_AT] + seq * plan[PLAN_TABLE_STRIDE];
 
+    if (thread == 0u) { atomicStore(&events, 0u); }
     // Q, 16 rows at a time by way of the KV tile.
     #unroll r < S_TILES
     #unroll k < SLICE_STEPS
@@ -334,7 +332,7 @@ fn main(
     #unroll r < S_TILES
     if (s_group * S_TILES + $ru == $tu) {
       #unroll k < SLICE_STEPS
-      q_$r_$k = subgroupMatrixLoad<Left, row_major>(&kv_tile, of_slice(slice, 2u * SLICE_STEPS) + $ku * 2u, KV_STRIDE);
+      q_$r_$k = subgroupMatrixLoad<Left, row_major>(&kv_tile, slice * 2u * SLICE_STEPS + $ku * 2u, KV_STRIDE);
       #end
     }
     #end
@@ -354,73 +352,69 @@ fn main(
     let partly_seen = select(w.end, w.length - min(w.length, w.s_q - 1u), plan[PLAN_CAUSAL] != 0u);
     var outside = false;
 
-    var most = 0.0;
-    var unused = 0u;
-    let put_at = stage_token * KV_STRIDE + stage_vec;
+    var most = 0u; // the largest magnitude so far of some of the cached numbers
     var row_at = kv_row(w, w.begin + stage_token);
-    var next_block = block_of(w, w.begin + TOKENS);
+    var next_block = block_of(w, w.begin + TOKENS + stage_token);
     var token0 = w.begin;
-    #unroll v < TOUCHES
-    var touch_$v = 0u;
+    #unroll v < STAGE_LOADS
+    var x_$v = vec4<u32>();
     #end
+    {
+      let fetched = w.begin;
+      FETCH
+      #if FETCH_SCORES
+      most = magnitude(x_0);
+      #unroll v < STAGE_LOADS
+      x_$v = halves(x_$v);
+      #end
+      #end
+    }
 
     // The end comes with the events: a compiler that can tell how often a loop runs copies its body, past what the
     // instruction cache holds.
-    if (w.begin < w.end) { loop {
-      // stage, and touch the next step's rows; slots past the sequence's end may hold anything and become zero
-      let there = token0 + stage_token < w.end;
-      let next = row_in(w, next_block, token0 + TOKENS + stage_token);
-      next_block = block_of(w, token0 + 2u * TOKENS);
-      #unroll v < TOUCHES
-      unused ^= touch_$v;
-      #end
-      #unroll v < TOUCHES
-      touch_$v = touch(next, token0 + TOKENS + stage_token < w.end, (stage_vec + $vu * STAGE_LANES) * TOUCH_STEP);
-      #end
-      if (thread == 0u) { atomicStore(&events, select(0u, LAST, token0 + HALF >= w.end)); }
-      #unroll g < STAGE_GROUPS
-      #unroll v < STAGE_CHUNK
-      let x_$g_$v = fetch(row_at, there, stage_vec + ($gu * STAGE_CHUNK + $vu) * STAGE_LANES);
-      #end
-      #unroll v < STAGE_CHUNK
-      if (STAGE_EVEN || stage_vec + ($gu * STAGE_CHUNK + $vu) * STAGE_LANES < VECS) { most = put(put_at + ($gu * STAGE_CHUNK + $vu) * STAGE_LANES, x_$g_$v, most); }
+    if (w.begin < w.end) { TURNS {
+      // stage
+      #if !FETCH_SCORES
+      most = max(most, magnitude(x_0));
+      #unroll v < STAGE_LOADS
+      x_$v = halves(x_$v);
       #end
       #end
-      row_at = next;
+      #unroll v < STAGE_LOADS
+      if (STAGE_EVEN || stage_vec + $vu * STAGE_LANES < VECS) { tile_put(put_at + $vu * STAGE_LANES, x_$v); }
+      #end
+      if (token0 + TOKENS >= w.end) {
+        if (thread == 0u) { atomicOr(&events, LAST); }
+        if (IS_BF16 && most < SMALLEST && most > 0u) { atomicOr(&events, OUT_OF_RANGE); }
+      }
       workgroupBarrier();
+      #if FETCH_SCORES
+      {
+        let fetched = token0 + TOKENS;
+        FETCH
+      }
+      #end
 
       // scores
-      #unroll r < S_TILES
-      #unroll n < KEY_TILES
-      var s_$r_$n = Result();
-      #end
-      #end
-      #unroll k < SLICE_STEPS
-      {
-        #unroll n < KEY_TILES
-        let k_$n = subgroupMatrixLoad<Right, col_major>(&kv_tile, of_slice(slice, 2u * SLICE_STEPS) + $nu * 16u * KV_STRIDE + $ku * 2u, KV_STRIDE);
-        #end
-        #unroll n < KEY_TILES
+      if (ALL_SHARE || me < SHARES) {
         #unroll r < S_TILES
-        s_$r_$n = subgroupMatrixMultiplyAccumulate(q_$r_$k, k_$n, s_$r_$n);
+        #unroll n < S_KEYS
+        var s_$r_$n = Result();
+        #end
+        #end
+        SCORES
+        #unroll r < S_TILES
+        #unroll n < S_KEYS
+        subgroupMatrixStore<row_major>(&slices, s_at + $ru * 16u * S_STRIDE + $nu * 4u, s_$r_$n, S_STRIDE);
         #end
         #end
       }
-      #end
-      #unroll r < S_TILES
-      #unroll n < HALF_TILES
-      #if S_BY_TOKEN
-      subgroupMatrixStore<col_major>(&slices, of_slice(slice, S_SLICE) + $nu * 16u * S_STRIDE + (s_group * S_TILES + $ru) * 4u, s_$r_$n, S_STRIDE);
-      #else
-      subgroupMatrixStore<row_major>(&slices, of_slice(slice, S_SLICE) + (s_group * S_TILES + $ru) * 16u * S_STRIDE + $nu * 4u, s_$r_$n, S_STRIDE);
-      #end
-      #end
-      #end
       workgroupBarrier();
 
       // Keys that only some rows see: what is not a number in their V must not reach the others, since 0 * NaN is NaN.
       // It reaches the rows that see them through the scores.
-      if (token0 + TOKENS > partly_seen) {
+      let ragged = token0 + TOKENS > partly_seen;
+      if (ragged) {
         for (var v = stage_vec; v < V_VECS; v += STAGE_LANES) {
           let at = stage_token * KV_STRIDE + v;
           let x = tile_get(at);
@@ -428,32 +422,41 @@ fn main(
         }
       }
 
-      #unroll half < HALVES
-      {
-        // softmax
+      // softmax, as if the reference were to stay
+      #unroll j < LANE_QUADS
+      let quad_$j = lane + $ju * ROW_THREADS;
+      var sum_$j = vec4<f32>();
+      var p_$j = vec4<f32>();
+      #end
+      if (ALL_OWN || owner) {
+        var event = 0u;
+        #unroll j < LANE_QUADS
+        sum_$j = slices_get(row * S_STRIDE + quad_$j);
+        for (var s = 1u; s < SLICES; s++) { sum_$j += slices_get(s * S_SLICE + row * S_STRIDE + quad_$j); }
+        var above_$j = sum_$j * score_scale - reference;
+        if (ragged) { above_$j = select(vec4<f32>(LOWEST), above_$j, visible(token0 + quad_$j * 4u, limit)); }
+        event |= event_of(above_$j);
+        p_$j = probability(above_$j);
+        probs_put(row * P_STRIDE + quad_$j, packed(p_$j));
+        #end
+        if (event != 0u) { atomicOr(&events, event); }
+      }
+      let event = workgroupUniformLoad(&events);
+      if ((event & (TOO_HIGH | OUT_OF_RANGE)) != 0u) {
+        if ((event & OUT_OF_RANGE) != 0u) {
+          outside = true;
+          break;
+        }
         var highest = LOWEST;
         #unroll j < LANE_QUADS
-        let quad_$j = lane + $ju * ROW_THREADS;
-        var score_$j = vec4<f32>();
-        #unroll s < SLICES
-        #if S_BY_TOKEN
-        {
-          let at = ($su * S_SLICE + quad_$j * 4u * S_STRIDE) * 4u + row;
-          score_$j += vec4<f32>(slices_one(at), slices_one(at + S_STRIDE * 4u), slices_one(at + S_STRIDE * 8u), slices_one(at + S_STRIDE * 12u));
-        }
-        #else
-        score_$j += slices_get($su * S_SLICE + row * S_STRIDE + quad_$j);
-        #end
-        #end
-        let visible_$j = vec4<u32>(token0 + quad_$j * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit);
-        score_$j = select(vec4<f32>(LOWEST), score_$j * score_scale, visible_$j);
+        let score_$j = select(vec4<f32>(LOWEST), sum_$j * score_scale, visible(token0 + quad_$j * 4u, limit));
         highest = max(highest, max(max(score_$j.x, score_$j.y), max(score_$j.z, score_$j.w)));
         #end
         #unroll x < ROW_SHUFFLES
         highest = max(highest, subgroupShuffleXor(highest, 1u << $xu));
         #end
         var factor = 1.0;
-        if (highest > reference + (START + HEADROOM)) {
+        if ((ALL_OWN || owner) && highest > reference + (START + HEADROOM)) {
           let next = highest - START;
           if (reference != LOWEST) {
             factor = exp2(reference - next);
@@ -461,20 +464,15 @@ fn main(
             atomicOr(&events, RESCALE);
           }
           reference = next;
+          #unroll j < LANE_QUADS
+          p_$j = probability(select(vec4<f32>(LOWEST), score_$j - reference, visible(token0 + quad_$j * 4u, limit)));
+          probs_put(row * P_STRIDE + quad_$j, packed(p_$j));
+          #end
         }
-        if (lane == 0u) { row_scale[row] = factor; }
-        #unroll j < LANE_QUADS
-        let p_$j = select(vec4<f32>(), exp2_or_nan(score_$j - reference), visible_$j);
-        total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
-        probs_put(row * P_STRIDE + quad_$j, vec2<u32>(bitcast<u32>(vec2<f16>(p_$j.xy)), bitcast<u32>(vec2<f16>(p_$j.zw))));
-        #end
-        if (IS_BF16 && (most > LARGEST || (most > 0.0 && most < SMALLEST))) { atomicOr(&events, OUT_OF_RANGE); }
-        let event = workgroupUniformLoad(&events);
-        if ((event & (RESCALE | OUT_OF_RANGE)) != 0u) {
-          if ((event & OUT_OF_RANGE) != 0u) {
-            outside = true;
-            break;
-          }
+        if ((ALL_OWN || owner) && lane == 0u) { row_scale[row] = factor; }
+        let moved = workgroupUniformLoad(&events);
+        if (thread == 0u) { atomicAnd(&events, ~(TOO_HIGH | RESCALE)); }
+        if ((moved & RESCALE) != 0u) {
           // O by way of `slices`: a matrix each of SCRATCH subgroups at a time.
           #unroll r < ROW_TILES
           #unroll c < OUT_TILES
@@ -488,50 +486,25 @@ fn main(
           #end
           #end
           #end
-          #if HALVED
-          // S comes to `slices` next.
-          workgroupBarrier();
-          #end
         }
-
-        #if HALVED
-        // Between the first half's last read of `slices` and `events` and the barrier before the second's first.
-        if ($halfu == 0u) {
-          if (thread == 0u) { atomicStore(&events, select(0u, LAST, token0 + TOKENS >= w.end)); }
-          #unroll r < S_TILES
-          #if S_BY_TOKEN
-          subgroupMatrixStore<col_major>(&slices, of_slice(slice, S_SLICE) + (s_group * S_TILES + $ru) * 4u, s_$r_1, S_STRIDE);
-          #else
-          subgroupMatrixStore<row_major>(&slices, of_slice(slice, S_SLICE) + (s_group * S_TILES + $ru) * 16u * S_STRIDE, s_$r_1, S_STRIDE);
-          #end
-          #end
-        }
-        #end
-
-        // output
-        #unroll n < HALF_TILES
-        {
-          #unroll r < ROW_TILES
-          let p_$r = subgroupMatrixLoad<Left, row_major>(&probs, $ru * 16u * P_STRIDE + $nu * 4u, P_STRIDE);
-          #end
-          #unroll c < OUT_TILES
-          {
-            let v = subgroupMatrixLoad<Right, row_major>(&kv_tile, ($halfu * HALF_TILES + $nu) * 16u * KV_STRIDE + (me * OUT_TILES + $cu) * 2u, KV_STRIDE);
-            #unroll r < ROW_TILES
-            o_$r_$c = subgroupMatrixMultiplyAccumulate(p_$r, v, o_$r_$c);
-            #end
-          }
-          #end
-        }
-        #end
-        if ((event & LAST) != 0u) { break; }
-        token0 += HALF;
-        workgroupBarrier();
+      }
+      #unroll j < LANE_QUADS
+      total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
+      #end
+      #if !FETCH_SCORES
+      {
+        let fetched = token0 + TOKENS;
+        FETCH
       }
       #end
+
+      // output
+      OUTPUT
+      if ((event & LAST) != 0u) { break; }
+      token0 += TOKENS;
+      workgroupBarrier();
     } }
 
-    if (unused == 0x9e3779b9u) { atomicOr(&events, NOTHING); }
     workgroupBarrier();
     // The end of a sequence: O by way of `slices` to where it belongs, a matrix a subgroup and row tile at a time.
     if (outside) {
@@ -541,7 +514,7 @@ fn main(
       #unroll x < ROW_SHUFFLES
       total += subgroupShuffleXor(total, 1u << $xu);
       #end
-      if (lane == 0u) {
+      if (owner && lane == 0u) {
         row_sum[row] = total;
         if (w.row_base + row < w.s_q * w.group) { write_lse(w, w.row_base + row, reference, total); }
       }

@@ -32,14 +32,13 @@ describe('configurations', () => {
   test('all fit DeepSeek\'s heads on a large GPU, and are consistent', () => {
     const { fits } = decodeCandidates(DEEPSEEK, 512, traits('new'));
     expect(fits.map(({ key }) => key).sort()).toEqual(made(DEEPSEEK).map(({ key }) => key).sort());
-    for (const { key, rows, tokens, halves, half, subgroups, slices, sliceTiles, threads, workgroupBytes } of made(DEEPSEEK)) {
+    for (const { key, rows, tokens, keyGroups, subgroups, slices, sliceTiles, threads, workgroupBytes } of made(DEEPSEEK)) {
       expect(threads, key).toBe(subgroups * 32);
       // Every slice of every row tile has a subgroup, and slices are told apart by two bits.
-      expect(subgroups * sliceTiles, key).toBeGreaterThanOrEqual((rows / 16) * slices);
+      expect(subgroups * sliceTiles, key).toBeGreaterThanOrEqual((rows / 16) * slices * keyGroups);
       expect([1, 2, 4], key).toContain(slices);
       expect([subgroups, rows / 16 / sliceTiles, threads / tokens].every((n) => Number.isInteger(Math.log2(n))), key).toBe(true);
-      expect(threads, key).toBeGreaterThanOrEqual(rows * Math.min(threads / rows, half / 4));
-      expect([tokens, halves === 2 ? 32 : half], key).toEqual([half * (halves ?? 1), tokens]);
+      expect(threads, key).toBeGreaterThanOrEqual(rows * Math.min(threads / rows, tokens / 4));
       expect(workgroupBytes, key).toBeLessThanOrEqual(49152);
     }
   });
@@ -60,12 +59,12 @@ describe.each(['new', 'old'] as const)('the text compiles in the %s syntax', (sy
   test.each([[576, 512, 'bf16', 2], [576, 512, 'f16', 1], [192, 128, 'bf16', 1]] as const)('%i/%i %s', async (dQk, dV, dtype, segments) => {
     const all = made({ dQk, dV, dtype, blockSize: 64 }, syntax);
     // The older form is made from the newer one's text, and each use of it is warned of.
-    const configs = syntax === 'old' ? [...all.filter(({ halves }) => halves).slice(-1), ...all.slice(-1)] : all;
+    const configs = syntax === 'old' ? all.slice(-1) : all;
     expect(configs.length).toBeGreaterThan(0);
     const bindings = [['read', 'q', 'vec4<u32>'], ['read', 'plan', 'u32'], ['read_write', 'partials', 'vec2<f32>'], ['read_write', 'out', 'vec2<u32>'], ['read_write', 'lse', 'u32'], ['read', 'kv0', 'vec4<u32>'], ['read', 'kv1', 'vec4<u32>']]
       .map(([access, name, element], i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
     for (const config of configs) {
-      const source = decodeMatrixShader({ dQk, dV, dtype }, config, { segments, blocksPerSegment: 1820 });
+      const source = decodeMatrixShader({ dQk, dV, dtype, hKv: 1 }, config, { segments, blocksPerSegment: 1820 });
       expect(source).not.toMatch(/#|\$/);
       expect(await compileError([MATRIX_ENABLES, 'diagnostic(off, subgroup_uniformity);', bindings, source].join('\n')), config.key).toBeUndefined();
     }
@@ -104,10 +103,13 @@ async function emulatingDevice(): Promise<GPUDevice> {
   return device;
 }
 
-// Halves take 32 threads, 8 emulated subgroups, which 64 columns of O are too few for.
+// Eight emulated subgroups have 32 threads, which share 128 columns of O.
 describe.each([
-  ['matrix 16x16 4/4', 64],
-  ['matrix 32x32 8/4 halves touch', 128],
+  ['matrix 16x16 4/4 scores', 64],
+  ['matrix 16x16 4/4 scores fixed', 64],
+  ['matrix 16x32 8/4x2 scores', 128],
+  ['matrix 32x32 8/2x2 output', 128],
+  ['matrix 32x32 8/2x2 output fixed', 128],
 ])('the kernel, with emulated matrices: %s', (key, dV) => {
   const dQk = dV + 64;
   let mla: Mla;

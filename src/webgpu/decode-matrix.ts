@@ -6,6 +6,7 @@ import { constants, expand, kvBindings, loadKv, type Kernels } from './kernel.ts
 import { SCRATCH_SUBGROUPS, type MatrixDecodeConfig } from './matrix-config.ts';
 import { MATRIX_ENABLES, type MatrixSyntax } from './matrix-test.ts';
 import { PLAN_LAYOUT } from '../plan.ts';
+import type { Problem } from '../validate.ts';
 
 /** The workgroup arrays that matrices are loaded from, and how else they are read and written. */
 const ARRAYS: Readonly<Record<MatrixSyntax, string>> = {
@@ -17,7 +18,6 @@ fn tile_get(at: u32) -> vec4<u32> { return kv_tile[at]; }
 fn tile_put(at: u32, x: vec4<u32>) { kv_tile[at] = x; }
 fn probs_put(at: u32, x: vec2<u32>) { probs[at] = x; }
 fn slices_get(at: u32) -> vec4<f32> { return slices[at]; }
-fn slices_one(at: u32) -> f32 { return slices[at / 4u][at % 4u]; }
 fn slices_put(at: u32, x: vec4<f32>) { slices[at] = x; }
 `,
   old: `
@@ -45,7 +45,6 @@ fn probs_put(at: u32, x: vec2<u32>) {
   probs[4u * at + 3u] = high.y;
 }
 fn slices_get(at: u32) -> vec4<f32> { return vec4<f32>(slices[4u * at], slices[4u * at + 1u], slices[4u * at + 2u], slices[4u * at + 3u]); }
-fn slices_one(at: u32) -> f32 { return slices[at]; }
 fn slices_put(at: u32, x: vec4<f32>) {
   slices[4u * at] = x.x;
   slices[4u * at + 1u] = x.y;
@@ -58,12 +57,6 @@ fn slices_put(at: u32, x: vec4<f32>) {
 /** Elements of the older form's arrays in one of the newer form's. */
 const UNITS: Readonly<Record<string, number>> = { kv_tile: 8, probs: 4, slices: 4 };
 
-/** Vectors of 8 numbers that a thread has under way while it stages. */
-const STAGE_CHUNK = 3;
-
-/** Vectors of 8 numbers from one that is touched to the next: a sector of 32 bytes. */
-const TOUCH_STEP = 2;
-
 /** The newer form's loads and stores in the older one. */
 function older(source: string): string {
   return source
@@ -73,10 +66,13 @@ function older(source: string): string {
       `subgroupMatrixStore(&${array}, (${at}) * ${UNITS[array]}u, ${value}, ${major === 'col'}, ${stride} * ${UNITS[array]}u);`);
 }
 
+/** What a kernel is built for. */
+export type MatrixProblem = DecodeProblem & Pick<Problem, 'hKv'>;
+
 /** Bindings: q, plan, partials, out, lse, then the cache's segments. */
-export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: DecodeProblem, config: MatrixDecodeConfig, kv: Segmentation): Result {
+export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: MatrixProblem, config: MatrixDecodeConfig, kv: Segmentation): Result {
   return kernels.get(
-    `decode ${op.dtype} d${op.dQk}/${op.dV} ${config.key} kv${kv.segments}`,
+    `decode ${op.dtype} d${op.dQk}/${op.dV} h${op.hKv} ${config.key} kv${kv.segments}`,
     () => [
       { name: 'q', access: 'read', element: 'vec4<u32>' },
       { name: 'plan', access: 'read', element: 'u32' },
@@ -91,21 +87,80 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: DecodeP
 }
 
 /** What follows the bindings. */
-export function decodeMatrixShader({ dtype, dQk, dV }: DecodeProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
-  const { rows, tokens, halves = 1, half, threads, subgroups, sliceTiles, slices, syntax } = config;
+export function decodeMatrixShader({ dtype, dQk, dV, hKv }: MatrixProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
+  const { rows, tokens, threads, subgroups, sliceTiles, slices, keyGroups, fetch, fixed, syntax } = config;
   const stageLanes = threads / tokens;
   const vecs = dQk / 8;
-  const rowThreads = Math.min(threads / rows, half / 4);
+  const rowThreads = Math.min(threads / rows, tokens / 4);
+  const rowGroups = rows / 16 / sliceTiles;
+  const shares = slices * keyGroups * rowGroups;
   const values = {
-    ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
-    ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, KEY_TILES: tokens / 16, HALVED: halves === 2, HALVES: halves, HALF: half, HALF_TILES: half / 16, THREADS: threads, SUBGROUPS: subgroups,
-    S_BY_TOKEN: config.scoresByToken, S_SLICE: (config.scoresByToken ? half : rows) * config.strides.S_STRIDE, SLICES: slices, SLICE_STEPS: dQk / 16 / slices, S_TILES: sliceTiles, S_GROUPS: rows / 16 / sliceTiles, OUT_TILES: dV / 16 / subgroups,
-    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_CHUNK, STAGE_GROUPS: Math.ceil(vecs / stageLanes / STAGE_CHUNK),
-    STAGE_EVEN: vecs % (STAGE_CHUNK * stageLanes) === 0, TOUCH_STEP, TOUCHES: config.touch ? Math.ceil(vecs / TOUCH_STEP / stageLanes) : 0,
-    ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: half / 4 / rowThreads,
+    ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
+    ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
+    SLICES: slices, SLICE_STEPS: dQk / 16 / slices, KEY_GROUPS: keyGroups, S_KEYS: tokens / 16 / keyGroups, S_TILES: sliceTiles, S_GROUPS: rowGroups,
+    S_SLICE: rows * config.strides.S_STRIDE, SHARES: shares, ALL_SHARE: shares === subgroups, OUT_TILES: dV / 16 / subgroups,
+    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), STAGE_EVEN: vecs % stageLanes === 0, FETCH_SCORES: fetch === 'scores',
+    ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
     SCRATCH: Math.min(SCRATCH_SUBGROUPS, subgroups), SCRATCH_ROUNDS: Math.ceil(subgroups / SCRATCH_SUBGROUPS),
     EXACT_ITEMS: Math.ceil((4 * dV) / 8 / threads), ...config.strides, ...config.sizes,
   };
-  const body = expand(matrixSource, values);
+  const source = matrixSource
+    .replaceAll(/^ *FETCH$/gm, fetchRows(values))
+    .replace(/^ *SCORES$/m, scores(values, fixed))
+    .replace(/^ *OUTPUT$/m, output(values, fixed))
+    // With bounds checks compilers also count the turns of a loop that may not end, in every thread.
+    .replace(/\bTURNS\b(?= \{)/, fixed ? 'for (var turn = 0u; turn < 0x7fffffffu; turn++)' : 'loop');
+  const body = expand(source, values);
   return [constants(values), ARRAYS[syntax], loadKv(segments, 'vec4<u32>'), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
+}
+
+type Counts = Readonly<Record<'SUBGROUPS' | 'SLICES' | 'KEY_GROUPS' | 'SLICE_STEPS' | 'S_TILES' | 'S_KEYS' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number> & Record<'FETCH_SCORES', boolean>>;
+
+function all(count: number, line: (i: number) => string): string[] {
+  return Array.from({ length: count }, (_, i) => line(i));
+}
+
+/** This thread's share of a step's rows, under way from here on, and where the next step's is. */
+function fetchRows({ STAGE_LOADS, STAGE_LANES, VECS }: Counts): string {
+  const loads = all(STAGE_LOADS, (v) => {
+    const load = `x_${v} = load_kv(row_at.x, row_at.y + stage_vec + ${v * STAGE_LANES}u);`;
+    return (v + 1) * STAGE_LANES <= VECS ? load : `if (stage_vec + ${v * STAGE_LANES}u < VECS) { ${load} }`;
+  });
+  // In a branch, or a compiler puts the loads off until they are waited for.
+  return [
+    'if (fetched < w.end) {', ...loads, '}',
+    'row_at = row_in(w, next_block, within(w, fetched + TOKENS + stage_token));', 'next_block = block_of(w, fetched + 2u * TOKENS + stage_token);',
+  ].join('\n');
+}
+
+/** `body` for the value of a variable, or in a branch for each of its `count` values. */
+function branches(fixed: boolean, variable: string, count: number, body: (value: string) => string[]): string {
+  if (!fixed) return body(variable).join('\n');
+  return [`switch ${variable} {`, ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...body(`${i}u`), '}'].join('\n')), '}'].join('\n');
+}
+
+/** The products of Q and K. */
+function scores({ SLICES, KEY_GROUPS, SLICE_STEPS, S_TILES, S_KEYS }: Counts, fixed: boolean): string {
+  return branches(fixed, 'share', SLICES * KEY_GROUPS, (share) => all(SLICE_STEPS, (k) => [
+    ...all(S_KEYS, (n) => `let k_${k}_${n} = subgroupMatrixLoad<Right, col_major>(&kv_tile, (${share} & (SLICES - 1u)) * 2u * SLICE_STEPS + ((${share} / SLICES) * S_KEYS + ${n}u) * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`),
+    ...all(S_KEYS * S_TILES, (i) => {
+      const [r, n] = [i % S_TILES, Math.floor(i / S_TILES)];
+      return `s_${r}_${n} = subgroupMatrixMultiplyAccumulate(q_${r}_${k}, k_${k}_${n}, s_${r}_${n});`;
+    }),
+  ].join('\n')));
+}
+
+/** The products of P and V; between them, where the next step's rows are under way, their conversion. */
+function output({ SUBGROUPS, KEY_TILES, OUT_TILES, ROW_TILES, STAGE_LOADS, FETCH_SCORES }: Counts, fixed: boolean): string {
+  const turns = KEY_TILES * OUT_TILES;
+  const conversions = FETCH_SCORES ? ['most = max(most, magnitude(x_0));', ...all(STAGE_LOADS, (v) => `x_${v} = halves(x_${v});`)] : [];
+  return branches(fixed, 'me', SUBGROUPS, (me) => all(turns, (turn) => {
+    const [n, c] = [Math.floor(turn / OUT_TILES), turn % OUT_TILES];
+    return [
+      ...(c === 0 ? all(ROW_TILES, (r) => `let left_${r}_${n} = subgroupMatrixLoad<Left, row_major>(&probs, ${r}u * 16u * P_STRIDE + ${n}u * 4u, P_STRIDE);`) : []),
+      `let v_${n}_${c} = subgroupMatrixLoad<Right, row_major>(&kv_tile, ${n}u * 16u * KV_STRIDE + (${me} * OUT_TILES + ${c}u) * 2u, KV_STRIDE);`,
+      ...all(ROW_TILES, (r) => `o_${r}_${c} = subgroupMatrixMultiplyAccumulate(left_${r}_${n}, v_${n}_${c}, o_${r}_${c});`),
+      ...conversions.slice(Math.ceil((turn * conversions.length) / turns), Math.ceil(((turn + 1) * conversions.length) / turns)),
+    ].join('\n');
+  }));
 }
