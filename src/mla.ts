@@ -136,7 +136,7 @@ export interface ScheduleInfo {
   readonly tuned?: readonly TunedSchedule[];
 }
 
-/** How much a decode call has to read: 'short' up to 65,536 tokens in the cache, those of all its sequences together; else 'long'. */
+/** How much a decode call has to read: 'short' up to 32,768 tokens in the cache, those of all its sequences together; else 'long'. */
 export type LoadClass = 'short' | 'long';
 
 export interface TunedSchedule {

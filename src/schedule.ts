@@ -17,10 +17,10 @@ export const BLOCK_SIZES: readonly number[] = [16, 32, 64, 128];
 export const LOADS: readonly LoadClass[] = ['short', 'long'];
 /**
  * Tokens of a call, all told, past which its load is long. Small row tiles fill a GPU with little work, large ones read the cache
- * fewer times: on an H200, for 128 rows, tiles of 16 and of 64 take 0.045 and 0.077 ms for 8,192 tokens, 0.418 and 0.379 ms for
- * 116,480, so that they are even at about 57,000.
+ * fewer times: on an H200, for 128 rows, tiles of 16 and of 32 take 0.037 and 0.047 ms for 8,192 tokens, 1.15 and 0.89 ms for
+ * 524,288, so that they are even at about 27,000; with bounds checks, as in a browser, at about 37,000.
  */
-export const LONG_LOAD_TOKENS = 65_536;
+export const LONG_LOAD_TOKENS = 32_768;
 
 /** The load of a call on a cache of these lengths. */
 export function loadOf(cacheSeqlens: ArrayLike<number>): LoadClass {

@@ -24,7 +24,7 @@ export const TUNE_USAGE = `Usage: flashmla-web tune [options]
       --forget            forget all that is remembered, and do nothing else
 
 Shapes of the same rows, heads, widths and type make two classes, whatever their lengths: one of short loads, one of long ones
-(above 65,536 tokens a call). Each is measured, though its choice may be remembered: after a new driver, say.
+(above 32,768 tokens a call). Each is measured, though its choice may be remembered: after a new driver, say.
 FLASHMLA_CACHE_DIR names the directory to remember in. Exit status: 0 done, 2 bad input, 1 when a class failed.
 `;
 
