@@ -6,7 +6,7 @@
 // How work is cut: workgroup (x, y, z) = (part, row tile, KV head), ROWS rows. The part's sequences are taken one after
 // another, TOKENS keys a step:
 //   stage   TOKENS cached rows, which are under way since the step before, into workgroup memory as f16
-//   scores  a subgroup has a share: S_TILES matrices of 16 rows, S_KEYS of 16 keys, one of SLICES slices of d
+//   scores  a subgroup makes one matrix of S, 16 rows and 16 keys, over one of SLICES slices of d
 //   softmax ROW_THREADS neighbouring lanes share a row, 4 keys at a time: the slices' sum, probabilities, running sum
 //   output  a subgroup owns OUT_TILES x 16 columns of O for all rows
 // P is made as if a row's reference exponent were to stay, without a look at the row's maximum. Whoever finds a score too far above it
@@ -22,7 +22,8 @@
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices. It writes what lines of capitals stand for: FETCH, SCORES, OUTPUT, and TURNS, a loop's head.
+// for subgroup matrices. It writes what lines of capitals stand for: FETCH, CONVERT, SCORES,
+// OUTPUT, and TURNS, a loop's head.
 
 var<workgroup> row_scale: array<f32, ROWS>;
 var<workgroup> row_sum: array<f32, ROWS>;
@@ -43,7 +44,6 @@ const START = 7.0;
 const HEADROOM = 8.0;
 // The bits of bf16 2^-9: beside a number as large f16 loses no small ones.
 const SMALLEST = 0x3b00u;
-const INFINITY = 0x7f800000u;
 
 /// What a workgroup knows of its rows and of the sequence at hand.
 struct Work {
@@ -242,7 +242,7 @@ fn visible(token: u32, limit: u32) -> vec4<bool> { return vec4<u32>(token) + vec
 // row that sees it has one.
 fn event_of(above: vec4<f32>) -> u32 {
   var event = select(0u, TOO_HIGH, any(above > vec4<f32>(START + HEADROOM)));
-  if (IS_BF16 && any((bitcast<vec4<u32>>(above) & vec4<u32>(0x7fffffffu)) >= vec4<u32>(INFINITY))) { event |= OUT_OF_RANGE; }
+  if (IS_BF16 && any((bitcast<vec4<u32>>(above) & vec4<u32>(0x7fffffffu)) >= vec4<u32>(POSITIVE_INFINITY))) { event |= OUT_OF_RANGE; }
   return event;
 }
 
@@ -266,19 +266,18 @@ fn main(
 
   var w: Work;
   w.row_base = workgroup.y * ROWS;
-  w.head_kv = min(workgroup.z, H_KV - 1u);
+  w.head_kv = min(workgroup.z, H_KV - 1u); // of one head, 0: all that is multiplied by it goes
   w.s_q = plan[PLAN_S_Q];
   w.group = plan[PLAN_GROUP];
   w.block_shift = firstTrailingBit(plan[PLAN_BLOCK]);
 
   // Masked, so that a compiler knows the range and drops the checks of what is indexed with it.
   let me = subgroup_index & (SUBGROUPS - 1u);
-  // scores: subgroups past the last share make none
-  let slice = me & (SLICES - 1u);
-  let key_group = (me / SLICES) & (KEY_GROUPS - 1u);
-  let s_group = (me / (SLICES * KEY_GROUPS)) & (S_GROUPS - 1u);
-  let share = me & (SLICES * KEY_GROUPS - 1u);
-  let s_at = slice * S_SLICE + s_group * S_TILES * 16u * S_STRIDE + key_group * S_KEYS * 4u;
+  // scores: this subgroup's part of K, a slice of a tile of keys, and its rows
+  let k_part = me & (SLICES * KEY_TILES - 1u);
+  let slice = k_part & (SLICES - 1u);
+  let row_tile = (me / (SLICES * KEY_TILES)) & (ROW_TILES - 1u);
+  let s_at = slice * S_SLICE + row_tile * 16u * S_STRIDE + (k_part / SLICES) * 4u;
   // stage: neighbouring lanes read a row together
   let stage_token = thread / STAGE_LANES;
   let stage_vec = thread % STAGE_LANES;
@@ -306,10 +305,8 @@ fn main(
 
     if (thread == 0u) { atomicStore(&events, 0u); }
     // Q, 16 rows at a time by way of the KV tile.
-    #unroll r < S_TILES
     #unroll k < SLICE_STEPS
-    var q_$r_$k = Left();
-    #end
+    var q_$k = Left();
     #end
     #unroll t < ROW_TILES
     workgroupBarrier();
@@ -329,13 +326,11 @@ fn main(
       }
     }
     workgroupBarrier();
-    #unroll r < S_TILES
-    if (s_group * S_TILES + $ru == $tu) {
+    if (row_tile == $tu) {
       #unroll k < SLICE_STEPS
-      q_$r_$k = subgroupMatrixLoad<Left, row_major>(&kv_tile, slice * 2u * SLICE_STEPS + $ku * 2u, KV_STRIDE);
+      q_$k = subgroupMatrixLoad<Left, row_major>(&kv_tile, slice * 2u * SLICE_STEPS + $ku * 2u, KV_STRIDE);
       #end
     }
-    #end
     #end
     workgroupBarrier();
     let score_scale = row_scale[row];
@@ -363,10 +358,7 @@ fn main(
       let fetched = w.begin;
       FETCH
       #if FETCH_SCORES
-      most = magnitude(x_0);
-      #unroll v < STAGE_LOADS
-      x_$v = halves(x_$v);
-      #end
+      CONVERT
       #end
     }
 
@@ -375,10 +367,7 @@ fn main(
     if (w.begin < w.end) { TURNS {
       // stage
       #if !FETCH_SCORES
-      most = max(most, magnitude(x_0));
-      #unroll v < STAGE_LOADS
-      x_$v = halves(x_$v);
-      #end
+      CONVERT
       #end
       #unroll v < STAGE_LOADS
       if (STAGE_EVEN || stage_vec + $vu * STAGE_LANES < VECS) { tile_put(put_at + $vu * STAGE_LANES, x_$v); }
@@ -396,18 +385,10 @@ fn main(
       #end
 
       // scores
-      if (ALL_SHARE || me < SHARES) {
-        #unroll r < S_TILES
-        #unroll n < S_KEYS
-        var s_$r_$n = Result();
-        #end
-        #end
+      {
+        var s = Result();
         SCORES
-        #unroll r < S_TILES
-        #unroll n < S_KEYS
-        subgroupMatrixStore<row_major>(&slices, s_at + $ru * 16u * S_STRIDE + $nu * 4u, s_$r_$n, S_STRIDE);
-        #end
-        #end
+        subgroupMatrixStore<row_major>(&slices, s_at, s, S_STRIDE);
       }
       workgroupBarrier();
 
@@ -429,17 +410,17 @@ fn main(
       var p_$j = vec4<f32>();
       #end
       if (ALL_OWN || owner) {
-        var event = 0u;
+        var raised = 0u;
         #unroll j < LANE_QUADS
         sum_$j = slices_get(row * S_STRIDE + quad_$j);
         for (var s = 1u; s < SLICES; s++) { sum_$j += slices_get(s * S_SLICE + row * S_STRIDE + quad_$j); }
         var above_$j = sum_$j * score_scale - reference;
         if (ragged) { above_$j = select(vec4<f32>(LOWEST), above_$j, visible(token0 + quad_$j * 4u, limit)); }
-        event |= event_of(above_$j);
+        raised |= event_of(above_$j);
         p_$j = probability(above_$j);
         probs_put(row * P_STRIDE + quad_$j, packed(p_$j));
         #end
-        if (event != 0u) { atomicOr(&events, event); }
+        if (raised != 0u) { atomicOr(&events, raised); }
       }
       let event = workgroupUniformLoad(&events);
       if ((event & (TOO_HIGH | OUT_OF_RANGE)) != 0u) {

@@ -44,8 +44,11 @@ export interface DeviceTraits {
 
 export type DeviceKind = 'gpu' | 'software';
 
-/** What of a decode call its kernel is built for. */
+/** What of a decode call its configuration depends on. */
 export type DecodeProblem = Pick<Problem, 'dQk' | 'dV' | 'dtype'> & Partial<Pick<Problem, 'blockSize'>>;
+
+/** What of a decode call its kernel is built for. */
+export type KernelProblem = DecodeProblem & Pick<Problem, 'hKv'>;
 
 /** A configuration, told apart by its tier. */
 export type DecodeConfig = ScalarConfig | MatrixDecodeConfig;
@@ -128,12 +131,14 @@ function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): (Deco
   return candidates(tier, traits).map((candidate) => complete(tier, candidate, problem, traits));
 }
 
-function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig {
+function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig | string {
   const { rows, tokens, threads, rowTile, quadTile = 1, outWords = 4, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1 } = candidate;
   const shuffles = tier === 'subgroup';
   const quads = tokens / 4;
   const slices = (scoreThreads * rowTile * quadTile) / (rows * quads);
   const units = dQk / 2 / vec;
+  const key = `${tier} ${rows}x${tokens}/${threads} s${rowTile}x${quadTile}/${scoreThreads}${scoreTurns === 1 ? '' : `x${scoreTurns}`}${outWords === 4 ? '' : ` o${outWords}`}${prefetch ? ' prefetch' : ''}`;
+  if (scoreTurns > 1 && units % (slices * scoreTurns) !== 0) return `${key}: ${scoreTurns} turns do not divide what ${slices} slices have of d_qk = ${dQk}`;
   // Eight lanes at a time load 16 bytes each: fewer slices than that reach the token four on too, which must lie in other banks.
   const stride = vec === 4 && slices < 8 ? units | 1 : units;
   // Rows of O a thread: a divisor of the tile, so that no thread's rows reach into the next one.
@@ -144,8 +149,7 @@ function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: 
   const workgroupBytes = tokens * stride * vec * 4 + rows * quads * (16 * ((shuffles ? 0 : slices) + 1) + 4) + 8 * rows;
   return {
     rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, scoreTurns, tier,
-    key: `${tier} ${rows}x${tokens}/${threads} s${rowTile}x${quadTile}/${scoreThreads}${scoreTurns === 1 ? '' : `x${scoreTurns}`}${outWords === 4 ? '' : ` o${outWords}`}${prefetch ? ' prefetch' : ''}`,
-    slices, stride, stageLanes: vec === 4 ? Math.max(threads / tokens, 8) : Math.min(threads, 32),
+    key, slices, stride, stageLanes: vec === 4 ? Math.max(threads / tokens, 8) : Math.min(threads, 32),
     threadQuads: shuffles ? Math.max(1, rowTile / slices) * quadTile : Math.ceil((rows * quads) / threads),
     shuffleMax: shuffles && quadTile === 1 && slices * quads <= (subgroupSize?.min ?? 0),
     outRows, outWords: Math.ceil(dV / 2 / outLanes), outLanes, workgroupBytes,
@@ -158,8 +162,7 @@ function refuse(config: DecodeConfig, problem: DecodeProblem, traits: DeviceTrai
   return why && `${config.key}: ${why}`;
 }
 
-function misfit(config: DecodeConfig, { dQk, blockSize = 16 }: DecodeProblem, { limits, subgroupSize }: DeviceTraits): string | undefined {
-  const { threads, tokens, slices, workgroupBytes, tier } = config;
+function misfit({ threads, tokens, slices, workgroupBytes, tier }: DecodeConfig, { blockSize = 16 }: DecodeProblem, { limits, subgroupSize }: DeviceTraits): string | undefined {
   if (threads > limits.maxComputeInvocationsPerWorkgroup || threads > limits.maxComputeWorkgroupSizeX) {
     return `${threads} threads exceed ${Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX)}`;
   }
@@ -167,7 +170,6 @@ function misfit(config: DecodeConfig, { dQk, blockSize = 16 }: DecodeProblem, { 
     return `${workgroupBytes} B of workgroup memory exceed ${limits.maxComputeWorkgroupStorageSize}`;
   }
   if (blockSize % tokens !== 0) return `${tokens} tokens do not divide blocks of ${blockSize}`;
-  if (config.tier !== 'matrix' && config.scoreTurns > 1 && (dQk / 2 / config.vec) % (slices * config.scoreTurns) !== 0) return `${config.scoreTurns} turns do not divide what ${slices} slices have of d_qk = ${dQk}`;
   const lanes = subgroupSize?.min ?? 0;
   if (tier === 'subgroup' && slices > lanes) return `${slices} slices exceed subgroups of ${lanes}`;
   return undefined;

@@ -1,12 +1,11 @@
 /** Launcher of shaders/decode_matrix.wgsl: the split-KV kernel on subgroup matrices. */
 import bf16Source from '../../shaders/bf16.wgsl?raw';
 import matrixSource from '../../shaders/decode_matrix.wgsl?raw';
-import type { DecodeProblem, Segmentation } from './config.ts';
+import type { KernelProblem, Segmentation } from './config.ts';
 import { constants, expand, kvBindings, loadKv, type Kernels } from './kernel.ts';
 import { SCRATCH_SUBGROUPS, type MatrixDecodeConfig } from './matrix-config.ts';
 import { MATRIX_ENABLES, type MatrixSyntax } from './matrix-test.ts';
 import { PLAN_LAYOUT } from '../plan.ts';
-import type { Problem } from '../validate.ts';
 
 /** The workgroup arrays that matrices are loaded from, and how else they are read and written. */
 const ARRAYS: Readonly<Record<MatrixSyntax, string>> = {
@@ -66,11 +65,8 @@ function older(source: string): string {
       `subgroupMatrixStore(&${array}, (${at}) * ${UNITS[array]}u, ${value}, ${major === 'col'}, ${stride} * ${UNITS[array]}u);`);
 }
 
-/** What a kernel is built for. */
-export type MatrixProblem = DecodeProblem & Pick<Problem, 'hKv'>;
-
 /** Bindings: q, plan, partials, out, lse, then the cache's segments. */
-export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: MatrixProblem, config: MatrixDecodeConfig, kv: Segmentation): Result {
+export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelProblem, config: MatrixDecodeConfig, kv: Segmentation): Result {
   return kernels.get(
     `decode ${op.dtype} d${op.dQk}/${op.dV} h${op.hKv} ${config.key} kv${kv.segments}`,
     () => [
@@ -87,18 +83,15 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: MatrixP
 }
 
 /** What follows the bindings. */
-export function decodeMatrixShader({ dtype, dQk, dV, hKv }: MatrixProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
-  const { rows, tokens, threads, subgroups, sliceTiles, slices, keyGroups, fetch, fixed, syntax } = config;
+export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
+  const { rows, tokens, threads, subgroups, slices, fetch, fixed, syntax } = config;
   const stageLanes = threads / tokens;
   const vecs = dQk / 8;
   const rowThreads = Math.min(threads / rows, tokens / 4);
-  const rowGroups = rows / 16 / sliceTiles;
-  const shares = slices * keyGroups * rowGroups;
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
-    SLICES: slices, SLICE_STEPS: dQk / 16 / slices, KEY_GROUPS: keyGroups, S_KEYS: tokens / 16 / keyGroups, S_TILES: sliceTiles, S_GROUPS: rowGroups,
-    S_SLICE: rows * config.strides.S_STRIDE, SHARES: shares, ALL_SHARE: shares === subgroups, OUT_TILES: dV / 16 / subgroups,
+    SLICES: slices, SLICE_STEPS: dQk / 16 / slices, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
     STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), STAGE_EVEN: vecs % stageLanes === 0, FETCH_SCORES: fetch === 'scores',
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
     SCRATCH: Math.min(SCRATCH_SUBGROUPS, subgroups), SCRATCH_ROUNDS: Math.ceil(subgroups / SCRATCH_SUBGROUPS),
@@ -106,6 +99,7 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: MatrixProblem, confi
   };
   const source = matrixSource
     .replaceAll(/^ *FETCH$/gm, fetchRows(values))
+    .replaceAll(/^ *CONVERT$/gm, conversion(values).join('\n'))
     .replace(/^ *SCORES$/m, scores(values, fixed))
     .replace(/^ *OUTPUT$/m, output(values, fixed))
     // With bounds checks compilers also count the turns of a loop that may not end, in every thread.
@@ -114,7 +108,7 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: MatrixProblem, confi
   return [constants(values), ARRAYS[syntax], loadKv(segments, 'vec4<u32>'), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
 }
 
-type Counts = Readonly<Record<'SUBGROUPS' | 'SLICES' | 'KEY_GROUPS' | 'SLICE_STEPS' | 'S_TILES' | 'S_KEYS' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number> & Record<'FETCH_SCORES', boolean>>;
+type Counts = Readonly<Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number> & Record<'FETCH_SCORES', boolean>>;
 
 function all(count: number, line: (i: number) => string): string[] {
   return Array.from({ length: count }, (_, i) => line(i));
@@ -133,6 +127,11 @@ function fetchRows({ STAGE_LOADS, STAGE_LANES, VECS }: Counts): string {
   ].join('\n');
 }
 
+/** This thread's rows as f16, after a look at how large some of their numbers are. */
+function conversion({ STAGE_LOADS }: Counts): string[] {
+  return ['most = max(most, magnitude(x_0));', ...all(STAGE_LOADS, (v) => `x_${v} = halves(x_${v});`)];
+}
+
 /** `body` for the value of a variable, or in a branch for each of its `count` values. */
 function branches(fixed: boolean, variable: string, count: number, body: (value: string) => string[]): string {
   if (!fixed) return body(variable).join('\n');
@@ -140,20 +139,18 @@ function branches(fixed: boolean, variable: string, count: number, body: (value:
 }
 
 /** The products of Q and K. */
-function scores({ SLICES, KEY_GROUPS, SLICE_STEPS, S_TILES, S_KEYS }: Counts, fixed: boolean): string {
-  return branches(fixed, 'share', SLICES * KEY_GROUPS, (share) => all(SLICE_STEPS, (k) => [
-    ...all(S_KEYS, (n) => `let k_${k}_${n} = subgroupMatrixLoad<Right, col_major>(&kv_tile, (${share} & (SLICES - 1u)) * 2u * SLICE_STEPS + ((${share} / SLICES) * S_KEYS + ${n}u) * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`),
-    ...all(S_KEYS * S_TILES, (i) => {
-      const [r, n] = [i % S_TILES, Math.floor(i / S_TILES)];
-      return `s_${r}_${n} = subgroupMatrixMultiplyAccumulate(q_${r}_${k}, k_${k}_${n}, s_${r}_${n});`;
-    }),
+function scores({ SLICES, KEY_TILES, SLICE_STEPS }: Counts, fixed: boolean): string {
+  return branches(fixed, 'k_part', SLICES * KEY_TILES, (part) => all(SLICE_STEPS, (k) => [
+    `let k_${k} = subgroupMatrixLoad<Right, col_major>(&kv_tile, (${part} & (SLICES - 1u)) * 2u * SLICE_STEPS + (${part} / SLICES) * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`,
+    `s = subgroupMatrixMultiplyAccumulate(q_${k}, k_${k}, s);`,
   ].join('\n')));
 }
 
 /** The products of P and V; between them, where the next step's rows are under way, their conversion. */
-function output({ SUBGROUPS, KEY_TILES, OUT_TILES, ROW_TILES, STAGE_LOADS, FETCH_SCORES }: Counts, fixed: boolean): string {
+function output(counts: Counts, fixed: boolean): string {
+  const { SUBGROUPS, KEY_TILES, OUT_TILES, ROW_TILES } = counts;
   const turns = KEY_TILES * OUT_TILES;
-  const conversions = FETCH_SCORES ? ['most = max(most, magnitude(x_0));', ...all(STAGE_LOADS, (v) => `x_${v} = halves(x_${v});`)] : [];
+  const conversions = counts.FETCH_SCORES ? conversion(counts) : [];
   return branches(fixed, 'me', SUBGROUPS, (me) => all(turns, (turn) => {
     const [n, c] = [Math.floor(turn / OUT_TILES), turn % OUT_TILES];
     return [

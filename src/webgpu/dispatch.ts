@@ -4,8 +4,8 @@ import type { Plan } from '../plan.ts';
 import type { BindGroups } from './bind-groups.ts';
 import { combineChunks, combineConfig } from './combine-grid.ts';
 import { combineKernel } from './combine.ts';
-import type { DecodeConfig, DeviceTraits, Segmentation } from './config.ts';
-import { decodeMatrixKernel, type MatrixProblem } from './decode-matrix.ts';
+import type { DecodeConfig, DeviceTraits, KernelProblem, Segmentation } from './config.ts';
+import { decodeMatrixKernel } from './decode-matrix.ts';
 import { decodeKernel } from './decode.ts';
 import type { Kernel, KernelCache, Kernels } from './kernel.ts';
 
@@ -15,13 +15,13 @@ export interface DecodeKernels<Result> {
 }
 
 /** Both, though nothing may be split yet: a sequence that grows must not wait for a compiler. */
-export function decodeKernels<Result>(kernels: Kernels<Result>, problem: MatrixProblem, config: DecodeConfig, { kind, limits }: DeviceTraits, kv: Segmentation): DecodeKernels<Result> {
+export function decodeKernels<Result>(kernels: Kernels<Result>, problem: KernelProblem, config: DecodeConfig, { kind, limits }: DeviceTraits, kv: Segmentation): DecodeKernels<Result> {
   const decode = config.tier === 'matrix' ? decodeMatrixKernel(kernels, problem, config, kv) : decodeKernel(kernels, problem, config, kv);
   return { decode, combine: combineKernel(kernels, problem, combineConfig(problem.dV, kind, limits)) };
 }
 
 /** The same, compiled while the device works on. @throws MlaError internal when it refuses them */
-export async function compileDecode(kernels: KernelCache, problem: MatrixProblem, config: DecodeConfig, traits: DeviceTraits, kv: Segmentation): Promise<DecodeKernels<Kernel>> {
+export async function compileDecode(kernels: KernelCache, problem: KernelProblem, config: DecodeConfig, traits: DeviceTraits, kv: Segmentation): Promise<DecodeKernels<Kernel>> {
   const compiling = decodeKernels(kernels.background, problem, config, traits, kv);
   const [decode, combine] = await Promise.all([compiling.decode, compiling.combine]);
   return { decode, combine };

@@ -10,11 +10,8 @@ export interface MatrixShape {
   readonly rows: number;
   /** Keys a step: a multiple of 16 that divides every block size it is used with. */
   readonly tokens: number;
+  /** As many as a step's S has matrices of 16 x 16, or a multiple: then the d_qk sum is cut into slices. */
   readonly subgroups: number;
-  /** Ways the d_qk sum is cut, each a subgroup of its own. */
-  readonly slices: number;
-  /** Subgroups that share a step's keys in the scores; 1 when absent. */
-  readonly keyGroups?: number;
   /** Before which products the next step's rows are asked for. Before the scores: they are converted between the output's products. */
   readonly fetch: 'scores' | 'output';
   /**
@@ -25,14 +22,14 @@ export interface MatrixShape {
 }
 
 /** A configuration of shaders/decode_matrix.wgsl. */
-export interface MatrixDecodeConfig extends Required<MatrixShape> {
+export interface MatrixDecodeConfig extends MatrixShape {
   readonly tier: 'matrix';
   /** Names the configuration for good: among all there are, and from one version to the next. */
   readonly key: string;
   readonly syntax: MatrixSyntax;
   readonly threads: number;
-  /** Matrices of 16 rows of S that a subgroup makes. */
-  readonly sliceTiles: number;
+  /** Ways the d_qk sum is cut: a subgroup makes one matrix of S over one slice. */
+  readonly slices: number;
   /** Elements of workgroup arrays from one row to the next: such that the 8 rows of a matrix load meet different banks. */
   readonly strides: { readonly KV_STRIDE: number; readonly S_STRIDE: number; readonly P_STRIDE: number };
   readonly sizes: { readonly TILE_SIZE: number; readonly PROBS_SIZE: number; readonly SLICES_SIZE: number };
@@ -45,19 +42,21 @@ export interface MatrixDecodeConfig extends Required<MatrixShape> {
  * (shaders/README.md), as the tuner finds out.
  */
 export const MATRIX_SHAPES: readonly MatrixShape[] = [
-  { rows: 32, tokens: 32, subgroups: 8, slices: 2, keyGroups: 2, fetch: 'output', fixed: true },
-  { rows: 32, tokens: 32, subgroups: 8, slices: 2, keyGroups: 2, fetch: 'output', fixed: false },
+  { rows: 32, tokens: 32, subgroups: 8, fetch: 'output', fixed: true },
+  { rows: 32, tokens: 32, subgroups: 8, fetch: 'output', fixed: false },
   // For blocks of 16.
-  { rows: 32, tokens: 16, subgroups: 8, slices: 4, fetch: 'output', fixed: true },
-  { rows: 16, tokens: 16, subgroups: 4, slices: 4, fetch: 'scores', fixed: true },
-  { rows: 16, tokens: 16, subgroups: 4, slices: 4, fetch: 'scores', fixed: false },
-  { rows: 16, tokens: 32, subgroups: 8, slices: 4, keyGroups: 2, fetch: 'scores', fixed: false },
+  { rows: 32, tokens: 16, subgroups: 8, fetch: 'output', fixed: true },
+  { rows: 16, tokens: 16, subgroups: 4, fetch: 'scores', fixed: true },
+  { rows: 16, tokens: 16, subgroups: 4, fetch: 'scores', fixed: false },
+  { rows: 16, tokens: 32, subgroups: 8, fetch: 'scores', fixed: false },
 ];
 
 /** @returns the configuration, or `key: reason` where there is none for these widths and this subgroup size */
 export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV: number }, { syntax, subgroupSize }: MatrixTraits): MatrixDecodeConfig | string {
-  const { rows, tokens, subgroups, slices, keyGroups = 1, fetch, fixed } = shape;
-  const key = `matrix ${rows}x${tokens} ${subgroups}/${slices}${keyGroups === 1 ? '' : `x${keyGroups}`} ${fetch}${fixed ? ' fixed' : ''}`;
+  const { rows, tokens, subgroups, fetch, fixed } = shape;
+  const keyTiles = tokens / 16;
+  const slices = subgroups / ((rows / 16) * keyTiles);
+  const key = `matrix ${rows}x${tokens} ${subgroups}/${slices}${keyTiles === 1 ? '' : `x${keyTiles}`} ${fetch}${fixed ? ' fixed' : ''}`;
   const threads = subgroups * subgroupSize;
   if (dQk % (16 * slices) !== 0) return `${key}: d_qk = ${dQk} is not a multiple of ${16 * slices}`;
   if (dV % (16 * subgroups) !== 0) return `${key}: d_v = ${dV} is not a multiple of ${16 * subgroups}`;
@@ -70,9 +69,7 @@ export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV:
     SLICES_SIZE: Math.max(slices * rows * strides.S_STRIDE, 64 * Math.min(SCRATCH_SUBGROUPS, subgroups), threads),
   };
   return {
-    ...shape, keyGroups, tier: 'matrix', key, syntax, threads,
-    sliceTiles: Math.max(1, (rows / 16) * slices * keyGroups / subgroups),
-    strides, sizes,
+    ...shape, tier: 'matrix', key, syntax, threads, slices, strides, sizes,
     workgroupBytes: 16 * sizes.TILE_SIZE + 8 * sizes.PROBS_SIZE + 16 * sizes.SLICES_SIZE + 8 * rows + 16,
   };
 }
