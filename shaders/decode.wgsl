@@ -10,7 +10,7 @@
 //   sums    the slices' sums come together: through workgroup memory, or in the subgroup tier by shuffles, for the slices of a
 //           dot product are neighbouring threads. Then a thread owns quads, a row and 4 tokens each
 //   softmax the owner: running maximum, probabilities, its share of the running sum
-//   output  a thread owns OUT_ROWS rows x OUT_WORDS words of O (2 columns each), in registers
+//   output  a thread owns OUT_ROWS rows x OUT_UNITS units of O, in registers
 // A turn of the loop makes the output of one step and the scores of the next, whose rows are on their way meanwhile.
 // Neighbouring threads read neighbouring units throughout: no bank conflicts.
 // A sequence that fits in this part is written to `out`; one that is split leaves a normalised partial O and its
@@ -20,7 +20,7 @@
 // memory; Q in storage, read through the cache at every step.
 //
 // The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout, the KV bindings and the functions of a unit
-// (`Unit`, `word_of`, `tile_word`, `finite_unit`) in front.
+// (`Unit`, `word_of`, `finite_unit`) in front.
 
 var<workgroup> kv_tile: array<Unit, TOKENS * STRIDE>;
 #if !SHUFFLE_SUMS
@@ -80,8 +80,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   #end
   let token_$i = (quad_$i % QUADS) * 4u;
   #end
-  // output: this thread's rows and words of O, OUT_LANES apart
+  // output: this thread's rows and units of O, OUT_LANES apart
   let o_lane = thread % OUT_LANES;
+  #unroll u < OUT_UNITS
+  let o_unit_$u = min(o_lane + $uu * OUT_LANES, V_UNITS - 1u);
+  #end
   let o_active = thread < OUT_LANES * OUT_GROUPS;
   let o_row = select(0u, (thread / OUT_LANES) * OUT_ROWS, o_active);
 
@@ -95,9 +98,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var table_at = plan[PLAN_TABLE_AT] + seq * plan[PLAN_TABLE_STRIDE] + begin / block_size;
 
     #unroll r < OUT_ROWS
-    #unroll w < OUT_WORDS
-    var low_$r_$w = 0.0;
-    var high_$r_$w = 0.0;
+    #unroll u < OUT_UNITS
+    #unroll c < VEC
+    var low_$r_$u_$c = 0.0;
+    var high_$r_$u_$c = 0.0;
+    #end
     #end
     #end
     #unroll i < THREAD_QUADS
@@ -150,18 +155,25 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       if (token0 > begin) {
         #unroll r < OUT_ROWS
         let factor_$r = rescale[o_row + $ru];
-        #unroll w < OUT_WORDS
-        low_$r_$w *= factor_$r;
-        high_$r_$w *= factor_$r;
+        #unroll u < OUT_UNITS
+        #unroll c < VEC
+        low_$r_$u_$c *= factor_$r;
+        high_$r_$u_$c *= factor_$r;
+        #end
         #end
         #end
         for (var quad = 0u; quad < QUADS; quad++) {
-          #unroll w < OUT_WORDS
+          #unroll u < OUT_UNITS
           #unroll k < 4
-          let v_$w_$k = tile_word(quad * 4u + $ku, min(o_lane + $wu * OUT_LANES, V_WORDS - 1u));
+          let v_$u_$k = kv_tile[(quad * 4u + $ku) * STRIDE + o_unit_$u];
           #end
-          let v_low_$w = vec4<f32>(unpack_low(v_$w_0), unpack_low(v_$w_1), unpack_low(v_$w_2), unpack_low(v_$w_3));
-          let v_high_$w = vec4<f32>(unpack_high(v_$w_0), unpack_high(v_$w_1), unpack_high(v_$w_2), unpack_high(v_$w_3));
+          #unroll c < VEC
+          #unroll k < 4
+          let v_$u_$k_$c = word_of(v_$u_$k, $cu);
+          #end
+          let v_low_$u_$c = vec4<f32>(unpack_low(v_$u_0_$c), unpack_low(v_$u_1_$c), unpack_low(v_$u_2_$c), unpack_low(v_$u_3_$c));
+          let v_high_$u_$c = vec4<f32>(unpack_high(v_$u_0_$c), unpack_high(v_$u_1_$c), unpack_high(v_$u_2_$c), unpack_high(v_$u_3_$c));
+          #end
           #end
           #unroll r < OUT_ROWS
           {
@@ -173,9 +185,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             let p = probs[(o_row + $ru) * QUADS + quad];
             #end
             // Each line four multiply-adds.
-            #unroll w < OUT_WORDS
-            low_$r_$w = low_$r_$w + p.x * v_low_$w.x + p.y * v_low_$w.y + p.z * v_low_$w.z + p.w * v_low_$w.w;
-            high_$r_$w = high_$r_$w + p.x * v_high_$w.x + p.y * v_high_$w.y + p.z * v_high_$w.z + p.w * v_high_$w.w;
+            #unroll u < OUT_UNITS
+            #unroll c < VEC
+            low_$r_$u_$c = low_$r_$u_$c + p.x * v_low_$u_$c.x + p.y * v_low_$u_$c.y + p.z * v_low_$u_$c.z + p.w * v_low_$u_$c.w;
+            high_$r_$u_$c = high_$r_$u_$c + p.x * v_high_$u_$c.x + p.y * v_high_$u_$c.y + p.z * v_high_$u_$c.z + p.w * v_high_$u_$c.w;
+            #end
             #end
           }
           #end
@@ -328,9 +342,11 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let inverse = select(1.0 / sum, 0.0, empty);
         if (is_split) {
           let at = partial * (rows * h_kv) + head_kv * rows + row;
-          #unroll w < OUT_WORDS
-          if (o_lane + $wu * OUT_LANES < V_WORDS) {
-            partials[at * V_WORDS + o_lane + $wu * OUT_LANES] = vec2<f32>(low_$r_$w, high_$r_$w) * inverse;
+          #unroll u < OUT_UNITS
+          if (o_lane + $uu * OUT_LANES < V_UNITS) {
+            #unroll c < VEC
+            partials[(at * V_UNITS + o_unit_$u) * VEC + $cu] = vec2<f32>(low_$r_$u_$c, high_$r_$u_$c) * inverse;
+            #end
           }
           #end
           // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
@@ -338,10 +354,12 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
           if (is_nan(sum)) { lse_log2 = sum; }
           if (o_lane == 0u) { partials[plan[PLAN_LSE_AT] + at] = vec2<f32>(lse_log2, 0.0); }
         } else {
-          let at = (seq * rows * h_kv + query_row(row, head_kv, group, h_kv)) * V_WORDS + o_lane;
-          #unroll w < OUT_WORDS
-          if (o_lane + $wu * OUT_LANES < V_WORDS) {
-            out[at + $wu * OUT_LANES] = pack(low_$r_$w * inverse, high_$r_$w * inverse);
+          let at = seq * rows * h_kv + query_row(row, head_kv, group, h_kv);
+          #unroll u < OUT_UNITS
+          if (o_lane + $uu * OUT_LANES < V_UNITS) {
+            #unroll c < VEC
+            out[(at * V_UNITS + o_unit_$u) * VEC + $cu] = pack(low_$r_$u_$c * inverse, high_$r_$u_$c * inverse);
+            #end
           }
           #end
           if (o_lane == 0u) {

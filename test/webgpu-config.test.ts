@@ -66,7 +66,7 @@ describe.each(devices.flatMap(([name, traits]): [string, DeviceTraits][] => [
           const groups = Math.floor(config.threads / config.outLanes);
           expect(groups * config.outRows, what).toBeGreaterThanOrEqual(config.rows);
           expect(config.rows % config.outRows, what).toBe(0);
-          expect(config.outLanes * config.outWords, what).toBeGreaterThanOrEqual(problem.dV / 2);
+          expect(config.outLanes * config.outUnits * config.vec, what).toBeGreaterThanOrEqual(problem.dV / 2);
         }
       }
     }

@@ -12,8 +12,6 @@ export interface Candidate {
   readonly rowTile: number;
   /** 1 when absent. */
   readonly quadTile?: number;
-  /** Words of O a thread holds at least, for a share of the rows; 4 when absent. */
-  readonly outWords?: number;
   /** Words a load; 4 when absent. */
   readonly vec?: 1 | 4;
   /** Threads that make scores; all when absent. */
@@ -28,12 +26,13 @@ export interface Candidate {
 
 /**
  * What a thread of a GPU loads and computes for a word (2 numbers) of scores: rowTile + 4 quadTile words for 8 rowTile quadTile
- * multiply-adds; for a token of output: outRows probabilities and outWords words for 2 outRows outWords of them. A core that makes
+ * multiply-adds; for a token of output: outRows probabilities and 4 words for 8 outRows of them. A core that makes
  * four multiply-adds while it loads a word wants those ratios above four, and registers are what large tiles cost:
- * 2 outRows outWords + 4 rowTile quadTile are live at once. 16 x 4 words of O and 8 x 4 of S come out at 4.3 and above in some 200.
+ * 8 outRows + 4 rowTile quadTile are live at once. 16 x 4 words of O and 8 x 4 of S come out at 4.3 and above in some 200.
  */
 const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
   subgroup: [
+    { rows: 64, tokens: 16, threads: 256, rowTile: 8, prefetch: true, scoreTurns: 3 },
     { rows: 64, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
     { rows: 64, tokens: 16, threads: 256, rowTile: 8 },
     { rows: 64, tokens: 32, threads: 256, rowTile: 8, quadTile: 2 },
@@ -48,7 +47,6 @@ const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
     { rows: 16, tokens: 8, threads: 64, rowTile: 4, prefetch: true, scoreTurns: 3 },
     { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true, scoreTurns: 3 },
     { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
-    { rows: 16, tokens: 32, threads: 256, rowTile: 4, outWords: 2, prefetch: true },
     { rows: 16, tokens: 8, threads: 64, rowTile: 4, prefetch: true },
     { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
     { rows: 16, tokens: 16, threads: 64, rowTile: 8, prefetch: true },
@@ -62,6 +60,7 @@ const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
     { rows: 4, tokens: 16, threads: 64, rowTile: 1, prefetch: true },
   ],
   base: [
+    { rows: 64, tokens: 16, threads: 256, rowTile: 4, prefetch: true, scoreTurns: 6 },
     { rows: 64, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
     { rows: 64, tokens: 8, threads: 256, rowTile: 8, prefetch: true },
     { rows: 64, tokens: 16, threads: 256, rowTile: 4 },
@@ -69,8 +68,8 @@ const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
     { rows: 32, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
     { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
     { rows: 32, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 8, threads: 64, rowTile: 2, prefetch: true, scoreTurns: 9 },
     { rows: 16, tokens: 16, threads: 128, rowTile: 2, prefetch: true, scoreTurns: 6 },
-    { rows: 16, tokens: 16, threads: 64, rowTile: 4, prefetch: true, scoreTurns: 2 },
     { rows: 16, tokens: 16, threads: 64, rowTile: 4, prefetch: true },
     { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
     { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },

@@ -68,10 +68,10 @@ export interface ScalarConfig extends Required<Candidate> {
   readonly threadQuads: number;
   /** A row's maximum comes together by shuffles too. */
   readonly shuffleMax: boolean;
-  /** Rows of O that a thread holds, times `outWords` words of two columns. */
+  /** Rows of O that a thread holds, times `outUnits` units, each as much as a load takes. */
   readonly outRows: number;
-  readonly outWords: number;
-  /** Neighbouring threads that share rows of O; a thread's words are as far apart. */
+  readonly outUnits: number;
+  /** Neighbouring threads that share rows of O; a thread's units are as far apart. */
   readonly outLanes: number;
   /** Bytes of workgroup memory. */
   readonly workgroupBytes: number;
@@ -131,18 +131,21 @@ function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): (Deco
   return candidates(tier, traits).map((candidate) => complete(tier, candidate, problem, traits));
 }
 
+/** Words of O, two columns each, that a thread holds of each of its rows; more where threads are few. */
+const OUT_WORDS = 4;
+
 function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig | string {
-  const { rows, tokens, threads, rowTile, quadTile = 1, outWords = 4, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1 } = candidate;
+  const { rows, tokens, threads, rowTile, quadTile = 1, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1 } = candidate;
   const shuffles = tier === 'subgroup';
   const quads = tokens / 4;
   const slices = (scoreThreads * rowTile * quadTile) / (rows * quads);
   const units = dQk / 2 / vec;
-  const key = `${tier} ${rows}x${tokens}/${threads} s${rowTile}x${quadTile}/${scoreThreads}${scoreTurns === 1 ? '' : `x${scoreTurns}`}${outWords === 4 ? '' : ` o${outWords}`}${prefetch ? ' prefetch' : ''}`;
+  const key = `${tier} ${rows}x${tokens}/${threads} s${rowTile}x${quadTile}/${scoreThreads}${scoreTurns === 1 ? '' : `x${scoreTurns}`}${prefetch ? ' prefetch' : ''}`;
   if (scoreTurns > 1 && units % (slices * scoreTurns) !== 0) return `${key}: ${scoreTurns} turns do not divide what ${slices} slices have of d_qk = ${dQk}`;
   // Eight lanes at a time load 16 bytes each: fewer slices than that reach the token four on too, which must lie in other banks.
   const stride = vec === 4 && slices < 8 ? units | 1 : units;
   // Rows of O a thread: a divisor of the tile, so that no thread's rows reach into the next one.
-  const outLanes = Math.min(threads, Math.ceil(dV / 2 / outWords));
+  const outLanes = Math.min(threads, Math.ceil(dV / 2 / OUT_WORDS));
   let outRows = Math.ceil(rows / Math.floor(threads / outLanes));
   while (rows % outRows !== 0) outRows++;
   // The KV step; slice sums and probabilities, 16 bytes a quad; a float a quad and two a row.
@@ -152,7 +155,7 @@ function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: 
     key, slices, stride, stageLanes: vec === 4 ? Math.max(threads / tokens, 8) : Math.min(threads, 32),
     threadQuads: shuffles ? Math.max(1, rowTile / slices) * quadTile : Math.ceil((rows * quads) / threads),
     shuffleMax: shuffles && quadTile === 1 && slices * quads <= (subgroupSize?.min ?? 0),
-    outRows, outWords: Math.ceil(dV / 2 / outLanes), outLanes, workgroupBytes,
+    outRows, outUnits: Math.ceil(dV / 2 / vec / outLanes), outLanes, workgroupBytes,
   };
 }
 

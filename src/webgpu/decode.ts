@@ -32,12 +32,12 @@ export function decodeShader({ dtype, dQk, dV }: DecodeProblem, config: ScalarCo
   const stageTurns = Math.ceil(units / stageLanes);
   const stageTokens = threads / stageLanes;
   const values = {
-    ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', V_WORDS: dV / 2, BLOCKS_PER_SEGMENT: blocksPerSegment,
+    ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', V_UNITS: dV / 2 / vec, BLOCKS_PER_SEGMENT: blocksPerSegment,
     ROWS: config.rows, TOKENS: tokens, QUADS: tokens / 4, THREADS: threads, VEC: vec, UNITS: units, STRIDE: config.stride,
     STAGE_LANES: stageLanes, STAGE_TOKENS: stageTokens, STAGE_TURNS: stageTurns, STAGE_LOADS: stageTurns * (tokens / stageTokens), PREFETCH: config.prefetch,
     SCORE_THREADS: config.scoreThreads, ROW_TILE: config.rowTile, QUAD_TILE: config.quadTile, QUAD_TILES: tokens / 4 / config.quadTile, SLICES: config.slices,
     THREAD_QUADS: config.threadQuads, SHUFFLE_SUMS: shuffles, SHUFFLE_MAX: config.shuffleMax, QUAD_PROBS: config.quadProbs, S_TURNS: config.scoreTurns,
-    OUT_ROWS: config.outRows, OUT_WORDS: config.outWords, OUT_LANES: config.outLanes, OUT_GROUPS: config.rows / config.outRows,
+    OUT_ROWS: config.outRows, OUT_UNITS: config.outUnits, OUT_LANES: config.outLanes, OUT_GROUPS: config.rows / config.outRows,
   };
   return [
     constants(values), loadKv(segments, vec === 4 ? 'vec4<u32>' : 'u32'), bf16Source, unitFunctions(vec), ...(shuffles ? [subgroupSource] : []),
@@ -50,11 +50,9 @@ function unitFunctions(vec: 1 | 4): string {
   return vec === 1
     ? `alias Unit = u32;
 fn word_of(x: Unit, i: u32) -> u32 { return x; }
-fn tile_word(token: u32, word: u32) -> u32 { return kv_tile[token * STRIDE + word]; }
 fn finite_unit(x: Unit) -> Unit { return finite_or_zero(x); }`
     : `alias Unit = vec4<u32>;
 fn word_of(x: Unit, i: u32) -> u32 { return x[i]; }
-fn tile_word(token: u32, word: u32) -> u32 { return kv_tile[token * STRIDE + word / 4u][word % 4u]; }
 fn finite_unit(x: Unit) -> Unit { return Unit(finite_or_zero(x.x), finite_or_zero(x.y), finite_or_zero(x.z), finite_or_zero(x.w)); }`;
 }
 
