@@ -15,18 +15,18 @@
 // Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold shows in every score it is part of, and
 // sends the workgroup to `exact`, which does the same sequence again in f32.
 //
-// What lives where: Q and O as matrices in registers for as long as the sequence; the next step's rows in registers, from where the
-// launcher puts FETCH; the KV step, the slices of S, and P in workgroup memory; a row's reference and sum in the registers of its lanes.
+// What lives where: O and Q as matrices in registers for as long as the sequence, but for the last of each slice's columns of Q where
+// Q is split; the next step's rows in registers, from where the launcher puts FETCH; the KV step, the slices of S, P, and what is left of
+// Q in workgroup memory; a row's reference and sum in the registers of its lanes.
 //
 // Neighbours in workgroup memory lie a padded row apart, so that the 8 rows of a matrix load meet different banks.
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
-// arrays kv_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices. It writes what lines of capitals stand for: FETCH, CONVERT, SCORES,
-// OUTPUT, and TURNS, a loop's head.
+// arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
+// for subgroup matrices. It writes what lines of capitals stand for: FETCH, CONVERT, SCORES, OUTPUT, and TURNS, a loop's head.
 
+/// Of each row what its scores are multiplied by; when O is rescaled, by what; in the end its sum.
 var<workgroup> row_scale: array<f32, ROWS>;
-var<workgroup> row_sum: array<f32, ROWS>;
 var<workgroup> events: atomic<u32>;
 
 alias Left = subgroup_matrix_left<f16, 16, 16>;
@@ -274,10 +274,10 @@ fn main(
   // Masked, so that a compiler knows the range and drops the checks of what is indexed with it.
   let me = subgroup_index & (SUBGROUPS - 1u);
   // scores: this subgroup's part of K, a slice of a tile of keys, and its rows
-  let k_part = me & (SLICES * KEY_TILES - 1u);
-  let slice = k_part & (SLICES - 1u);
+  let slice = me & (SLICES - 1u);
+  let key_tile = (me / SLICES) & (KEY_TILES - 1u);
   let row_tile = (me / (SLICES * KEY_TILES)) & (ROW_TILES - 1u);
-  let s_at = slice * S_SLICE + row_tile * 16u * S_STRIDE + (k_part / SLICES) * 4u;
+  let s_at = slice * S_SLICE + row_tile * 16u * S_STRIDE + key_tile * 4u;
   // stage: neighbouring lanes read a row together
   let stage_token = thread / STAGE_LANES;
   let stage_vec = thread % STAGE_LANES;
@@ -305,7 +305,7 @@ fn main(
 
     if (thread == 0u) { atomicStore(&events, 0u); }
     // Q, 16 rows at a time by way of the KV tile.
-    #unroll k < SLICE_STEPS
+    #unroll k < Q_HELD
     var q_$k = Left();
     #end
     #unroll t < ROW_TILES
@@ -327,10 +327,18 @@ fn main(
     }
     workgroupBarrier();
     if (row_tile == $tu) {
-      #unroll k < SLICE_STEPS
+      #unroll k < Q_HELD
       q_$k = subgroupMatrixLoad<Left, row_major>(&kv_tile, slice * 2u * SLICE_STEPS + $ku * 2u, KV_STRIDE);
       #end
     }
+    #if SPLIT_Q
+    // The last of each slice's columns.
+    for (var i = thread; i < 16u * SLICES * Q_LEFT; i += THREADS) {
+      let in_row = i % (SLICES * Q_LEFT);
+      let x = tile_get(i / (SLICES * Q_LEFT) * KV_STRIDE + in_row / Q_LEFT * 2u * SLICE_STEPS + 2u * Q_HELD + in_row % Q_LEFT);
+      q_put(($tu * 16u + i / (SLICES * Q_LEFT)) * Q_STRIDE + in_row, x);
+    }
+    #end
     #end
     workgroupBarrier();
     let score_scale = row_scale[row];
@@ -357,7 +365,7 @@ fn main(
     {
       let fetched = w.begin;
       FETCH
-      #if FETCH_SCORES
+      #if CONVERT_EARLY
       CONVERT
       #end
     }
@@ -366,7 +374,7 @@ fn main(
     // instruction cache holds.
     if (w.begin < w.end) { TURNS {
       // stage
-      #if !FETCH_SCORES
+      #if !CONVERT_EARLY
       CONVERT
       #end
       #unroll v < STAGE_LOADS
@@ -410,10 +418,20 @@ fn main(
       var p_$j = vec4<f32>();
       #end
       if (ALL_OWN || owner) {
-        var raised = 0u;
         #unroll j < LANE_QUADS
         sum_$j = slices_get(row * S_STRIDE + quad_$j);
         for (var s = 1u; s < SLICES; s++) { sum_$j += slices_get(s * S_SLICE + row * S_STRIDE + quad_$j); }
+        #end
+      }
+      #if !FETCH_SCORES
+      {
+        let fetched = token0 + TOKENS;
+        FETCH
+      }
+      #end
+      if (ALL_OWN || owner) {
+        var raised = 0u;
+        #unroll j < LANE_QUADS
         var above_$j = sum_$j * score_scale - reference;
         if (ragged) { above_$j = select(vec4<f32>(LOWEST), above_$j, visible(token0 + quad_$j * 4u, limit)); }
         raised |= event_of(above_$j);
@@ -472,15 +490,14 @@ fn main(
       #unroll j < LANE_QUADS
       total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
       #end
-      #if !FETCH_SCORES
-      {
-        let fetched = token0 + TOKENS;
-        FETCH
-      }
-      #end
 
       // output
       OUTPUT
+      #if CONVERT_EARLY
+      if (token0 + TOKENS < w.end) {
+        CONVERT
+      }
+      #end
       if ((event & LAST) != 0u) { break; }
       token0 += TOKENS;
       workgroupBarrier();
@@ -496,7 +513,7 @@ fn main(
       total += subgroupShuffleXor(total, 1u << $xu);
       #end
       if (owner && lane == 0u) {
-        row_sum[row] = total;
+        row_scale[row] = total;
         if (w.row_base + row < w.s_q * w.group) { write_lse(w, w.row_base + row, reference, total); }
       }
       #unroll c < OUT_TILES
@@ -508,7 +525,7 @@ fn main(
       for (var i = thread; i < SCRATCH * 64u; i += THREADS) {
         let o_row = $ru * 16u + (i / 4u) % 16u;
         if (w.row_base + o_row < w.s_q * w.group) {
-          write_quad(w, w.row_base + o_row, (($hu * SCRATCH + i / 64u) * OUT_TILES + $cu) * 4u + i % 4u, slices_get(i), row_sum[o_row]);
+          write_quad(w, w.row_base + o_row, (($hu * SCRATCH + i / 64u) * OUT_TILES + $cu) * 4u + i % 4u, slices_get(i), row_scale[o_row]);
         }
       }
       #end

@@ -5,10 +5,10 @@
  * A matrix variable becomes a place in a private array: 16 rows, of which each of the 4 lanes holds 4 columns. f16 becomes
  * f32 and its bit patterns.
  */
-const ELEMENTS = { kv_tile: 8, probs: 4, slices: 4 } as const;
+const ELEMENTS = { kv_tile: 8, q_tile: 8, probs: 4, slices: 4 } as const;
 
 const LIBRARY = `
-fn tile_half(at: u32) -> f32 { let v = unpack2x16float(kv_tile[at / 8u][(at / 2u) % 4u]); return select(v.x, v.y, at % 2u == 1u); }
+fn kv_tile_half(at: u32) -> f32 { let v = unpack2x16float(kv_tile[at / 8u][(at / 2u) % 4u]); return select(v.x, v.y, at % 2u == 1u); }
 fn probs_half(at: u32) -> f32 { let v = unpack2x16float(probs[at / 4u][(at / 2u) % 2u]); return select(v.x, v.y, at % 2u == 1u); }
 fn slices_half(at: u32) -> f32 { return slices[at / 4u][at % 4u]; }
 fn clear_matrix(m: u32) { for (var r = 0u; r < 16u; r++) { bank[m + r] = vec4<f32>(); } }
@@ -32,11 +32,14 @@ fn store_row_slices(offset: u32, m: u32, stride: u32) {
 }
 `;
 
+/** Where Q is split. */
+const Q_LIBRARY = LIBRARY.split('\n').find((line) => line.includes('kv_tile_half'))!.replaceAll('kv_tile', 'q_tile');
+
 function loader(name: string, major: string, array: keyof typeof ELEMENTS): string {
   const units = `${ELEMENTS[array]}u`;
   const element = (c: number): string => {
     const [outer, inner] = major === 'row' ? ['r', `my_lane * 4u + ${c}u`] : [`(my_lane * 4u + ${c}u)`, 'r'];
-    return `${array === 'kv_tile' ? 'tile' : array}_half((offset + ${outer} * stride) * ${units} + ${inner})`;
+    return `${array}_half((offset + ${outer} * stride) * ${units} + ${inner})`;
   };
   return `fn ${name}(m: u32, offset: u32, stride: u32) { for (var r = 0u; r < 16u; r++) { bank[m + r] = vec4<f32>(${[0, 1, 2, 3].map(element).join(', ')}); } }`;
 }
@@ -73,5 +76,5 @@ export function emulateMatrices(source: string): string {
   const left = /.*(\bf16\b|subgroup_matrix|subgroupMatrix).*/.exec(body);
   if (left) throw new Error(`not emulated: ${left[0]}`);
   const head = /^(?:\s*(?:enable|diagnostic)[^;]*;)*/.exec(body)![0];
-  return [head, `var<private> bank: array<vec4<f32>, ${16 * places.size}>;`, 'var<private> my_lane: u32;', LIBRARY, ...loaders.values(), body.slice(head.length)].join('\n');
+  return [head, `var<private> bank: array<vec4<f32>, ${16 * places.size}>;`, 'var<private> my_lane: u32;', LIBRARY, ...(body.includes('q_tile') ? [Q_LIBRARY] : []), ...loaders.values(), body.slice(head.length)].join('\n');
 }

@@ -13,6 +13,10 @@ const ARRAYS: Readonly<Record<MatrixSyntax, string>> = {
 var<workgroup> kv_tile: array<vec4<u32>, TILE_SIZE>;
 var<workgroup> probs: array<vec2<u32>, PROBS_SIZE>;
 var<workgroup> slices: array<vec4<f32>, SLICES_SIZE>;
+#if SPLIT_Q
+var<workgroup> q_tile: array<vec4<u32>, Q_SIZE>;
+fn q_put(at: u32, x: vec4<u32>) { q_tile[at] = x; }
+#end
 fn tile_get(at: u32) -> vec4<u32> { return kv_tile[at]; }
 fn tile_put(at: u32, x: vec4<u32>) { kv_tile[at] = x; }
 fn probs_put(at: u32, x: vec2<u32>) { probs[at] = x; }
@@ -23,6 +27,16 @@ fn slices_put(at: u32, x: vec4<f32>) { slices[at] = x; }
 var<workgroup> kv_tile: array<f16, 8u * TILE_SIZE>;
 var<workgroup> probs: array<f16, 4u * PROBS_SIZE>;
 var<workgroup> slices: array<f32, 4u * SLICES_SIZE>;
+#if SPLIT_Q
+var<workgroup> q_tile: array<f16, 8u * Q_SIZE>;
+fn q_put(at: u32, x: vec4<u32>) {
+  for (var i = 0u; i < 4u; i++) {
+    let pair = bitcast<vec2<f16>>(x[i]);
+    q_tile[8u * at + 2u * i] = pair.x;
+    q_tile[8u * at + 2u * i + 1u] = pair.y;
+  }
+}
+#end
 fn tile_get(at: u32) -> vec4<u32> {
   var x: vec4<u32>;
   for (var i = 0u; i < 4u; i++) { x[i] = bitcast<u32>(vec2<f16>(kv_tile[8u * at + 2u * i], kv_tile[8u * at + 2u * i + 1u])); }
@@ -54,7 +68,7 @@ fn slices_put(at: u32, x: vec4<f32>) {
 };
 
 /** Elements of the older form's arrays in one of the newer form's. */
-const UNITS: Readonly<Record<string, number>> = { kv_tile: 8, probs: 4, slices: 4 };
+const UNITS: Readonly<Record<string, number>> = { kv_tile: 8, q_tile: 8, probs: 4, slices: 4 };
 
 /** The newer form's loads and stores in the older one. */
 function older(source: string): string {
@@ -84,31 +98,32 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelP
 
 /** What follows the bindings. */
 export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
-  const { rows, tokens, threads, subgroups, slices, fetch, fixed, syntax } = config;
+  const { rows, tokens, threads, subgroups, slices, sliceSteps, qHeld, fetch, splitQ, fixed, syntax } = config;
   const stageLanes = threads / tokens;
   const vecs = dQk / 8;
   const rowThreads = Math.min(threads / rows, tokens / 4);
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
-    SLICES: slices, SLICE_STEPS: dQk / 16 / slices, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
+    SLICES: slices, SLICE_STEPS: sliceSteps, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
     STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), STAGE_EVEN: vecs % stageLanes === 0, FETCH_SCORES: fetch === 'scores',
+    CONVERT_EARLY: fetch === 'softmax' && fixed, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
     SCRATCH: Math.min(SCRATCH_SUBGROUPS, subgroups), SCRATCH_ROUNDS: Math.ceil(subgroups / SCRATCH_SUBGROUPS),
     EXACT_ITEMS: Math.ceil((4 * dV) / 8 / threads), ...config.strides, ...config.sizes,
   };
   const source = matrixSource
     .replaceAll(/^ *FETCH$/gm, fetchRows(values))
-    .replaceAll(/^ *CONVERT$/gm, conversion(values).join('\n'))
+    .replaceAll(/^ *CONVERT$/gm, conversion(values))
     .replace(/^ *SCORES$/m, scores(values, fixed))
     .replace(/^ *OUTPUT$/m, output(values, fixed))
     // With bounds checks compilers also count the turns of a loop that may not end, in every thread.
     .replace(/\bTURNS\b(?= \{)/, fixed ? 'for (var turn = 0u; turn < 0x7fffffffu; turn++)' : 'loop');
   const body = expand(source, values);
-  return [constants(values), ARRAYS[syntax], loadKv(segments, 'vec4<u32>'), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
+  return [constants(values), expand(ARRAYS[syntax], values), loadKv(segments, 'vec4<u32>'), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
 }
 
-type Counts = Readonly<Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number> & Record<'FETCH_SCORES', boolean>>;
+type Counts = Readonly<Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number>>;
 
 function all(count: number, line: (i: number) => string): string[] {
   return Array.from({ length: count }, (_, i) => line(i));
@@ -116,9 +131,10 @@ function all(count: number, line: (i: number) => string): string[] {
 
 /** This thread's share of a step's rows, under way from here on, and where the next step's is. */
 function fetchRows({ STAGE_LOADS, STAGE_LANES, VECS }: Counts): string {
+  // Past the row's end its last numbers again: a branch of their own would have all loads waited for at its end.
   const loads = all(STAGE_LOADS, (v) => {
-    const load = `x_${v} = load_kv(row_at.x, row_at.y + stage_vec + ${v * STAGE_LANES}u);`;
-    return (v + 1) * STAGE_LANES <= VECS ? load : `if (stage_vec + ${v * STAGE_LANES}u < VECS) { ${load} }`;
+    const at = `stage_vec + ${v * STAGE_LANES}u`;
+    return `x_${v} = load_kv(row_at.x, row_at.y + ${(v + 1) * STAGE_LANES <= VECS ? at : `min(${at}, VECS - 1u)`});`;
   });
   // In a branch, or a compiler puts the loads off until they are waited for.
   return [
@@ -128,36 +144,36 @@ function fetchRows({ STAGE_LOADS, STAGE_LANES, VECS }: Counts): string {
 }
 
 /** This thread's rows as f16, after a look at how large some of their numbers are. */
-function conversion({ STAGE_LOADS }: Counts): string[] {
-  return ['most = max(most, magnitude(x_0));', ...all(STAGE_LOADS, (v) => `x_${v} = halves(x_${v});`)];
+function conversion({ STAGE_LOADS }: Counts): string {
+  return ['most = max(most, magnitude(x_0));', ...all(STAGE_LOADS, (v) => `x_${v} = halves(x_${v});`)].join('\n');
 }
 
-/** `body` for the value of a variable, or in a branch for each of its `count` values. */
-function branches(fixed: boolean, variable: string, count: number, body: (value: string) => string[]): string {
-  if (!fixed) return body(variable).join('\n');
-  return [`switch ${variable} {`, ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...body(`${i}u`), '}'].join('\n')), '}'].join('\n');
+/** `body` for the value of `me`, this subgroup, or in a branch for each of the last bits that it may have: `count` values. */
+function branches(fixed: boolean, count: number, body: (me: string) => string[]): string {
+  if (!fixed) return body('me').join('\n');
+  return [`switch me & ${count - 1}u {`, ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...body(`${i}u`), '}'].join('\n')), '}'].join('\n');
 }
 
 /** The products of Q and K. */
-function scores({ SLICES, KEY_TILES, SLICE_STEPS }: Counts, fixed: boolean): string {
-  return branches(fixed, 'k_part', SLICES * KEY_TILES, (part) => all(SLICE_STEPS, (k) => [
-    `let k_${k} = subgroupMatrixLoad<Right, col_major>(&kv_tile, (${part} & (SLICES - 1u)) * 2u * SLICE_STEPS + (${part} / SLICES) * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`,
-    `s = subgroupMatrixMultiplyAccumulate(q_${k}, k_${k}, s);`,
-  ].join('\n')));
+function scores({ SUBGROUPS, SLICES, KEY_TILES, SLICE_STEPS, Q_HELD }: Counts, fixed: boolean): string {
+  // Only what Q loads here depends on the row tile.
+  return branches(fixed, Q_HELD < SLICE_STEPS ? SUBGROUPS : SLICES * KEY_TILES, (me) => [
+    ...(fixed ? [`const slice = ${me} & (SLICES - 1u);`, `const key_tile = (${me} / SLICES) & (KEY_TILES - 1u);`, `const row_tile = ${me} / (SLICES * KEY_TILES);`] : []),
+    ...all(SLICE_STEPS, (k) => [
+      `let k_${k} = subgroupMatrixLoad<Right, col_major>(&kv_tile, slice * 2u * SLICE_STEPS + key_tile * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`,
+      ...(k < Q_HELD ? [] : [`let q_${k} = subgroupMatrixLoad<Left, row_major>(&q_tile, row_tile * 16u * Q_STRIDE + slice * Q_LEFT + ${2 * (k - Q_HELD)}u, Q_STRIDE);`]),
+      `s = subgroupMatrixMultiplyAccumulate(q_${k}, k_${k}, s);`,
+    ].join('\n')),
+  ]);
 }
 
-/** The products of P and V; between them, where the next step's rows are under way, their conversion. */
-function output(counts: Counts, fixed: boolean): string {
-  const { SUBGROUPS, KEY_TILES, OUT_TILES, ROW_TILES } = counts;
-  const turns = KEY_TILES * OUT_TILES;
-  const conversions = counts.FETCH_SCORES ? conversion(counts) : [];
-  return branches(fixed, 'me', SUBGROUPS, (me) => all(turns, (turn) => {
-    const [n, c] = [Math.floor(turn / OUT_TILES), turn % OUT_TILES];
-    return [
-      ...(c === 0 ? all(ROW_TILES, (r) => `let left_${r}_${n} = subgroupMatrixLoad<Left, row_major>(&probs, ${r}u * 16u * P_STRIDE + ${n}u * 4u, P_STRIDE);`) : []),
+/** The products of P and V. */
+function output({ SUBGROUPS, KEY_TILES, OUT_TILES, ROW_TILES }: Counts, fixed: boolean): string {
+  return branches(fixed, SUBGROUPS, (me) => all(KEY_TILES, (n) => [
+    ...all(ROW_TILES, (r) => `let left_${r}_${n} = subgroupMatrixLoad<Left, row_major>(&probs, ${r}u * 16u * P_STRIDE + ${n}u * 4u, P_STRIDE);`),
+    ...all(OUT_TILES, (c) => [
       `let v_${n}_${c} = subgroupMatrixLoad<Right, row_major>(&kv_tile, ${n}u * 16u * KV_STRIDE + (${me} * OUT_TILES + ${c}u) * 2u, KV_STRIDE);`,
       ...all(ROW_TILES, (r) => `o_${r}_${c} = subgroupMatrixMultiplyAccumulate(left_${r}_${n}, v_${n}_${c}, o_${r}_${c});`),
-      ...conversions.slice(Math.ceil((turn * conversions.length) / turns), Math.ceil(((turn + 1) * conversions.length) / turns)),
-    ].join('\n');
-  }));
+    ].join('\n')),
+  ].join('\n')));
 }
