@@ -136,8 +136,11 @@ export interface ScheduleInfo {
   readonly tuned?: readonly TunedSchedule[];
 }
 
-/** How much a decode call has to read: 'short' up to 32,768 tokens in the cache, those of all its sequences together; else 'long'. */
-export type LoadClass = 'short' | 'long';
+/**
+ * How much a decode call has to read: 'short' up to 32,768 tokens in the cache, those of all its sequences together, 'medium' up to
+ * 262,144; else 'long'.
+ */
+export type LoadClass = 'short' | 'medium' | 'long';
 
 export interface TunedSchedule {
   /** Calls of as many query rows a KV head, or a few less (see `rowClass`). */
@@ -150,7 +153,7 @@ export interface TunedSchedule {
   readonly tokens: number;
 }
 
-/** Decode calls that one kernel configuration serves best, or two: one for short loads and one for long ones. */
+/** Decode calls that one kernel configuration serves best, or one for each load. */
 export interface TuneArgs {
   /** Query rows that share a KV head: s_q * h_q / h_kv. */
   readonly numQTokensPerHeadK: number;
@@ -162,7 +165,7 @@ export interface TuneArgs {
   readonly headDimV?: number;
   /** bf16 when absent. */
   readonly dtype?: KvDType;
-  /** Only for calls of this load; for both when absent. */
+  /** Only for calls of this load; for all when absent. */
   readonly load?: LoadClass;
   /** Measure though the choice is known. */
   readonly again?: boolean;
@@ -261,7 +264,7 @@ export interface Mla {
   /**
    * Measures the kernel configurations for a class of calls and uses the best from then on, or finds the choice
    * remembered. The schedule may change with it: make metadata anew to profit; metadata made before stays right.
-   * @returns a report for each load: of short ones first, or of the one asked for alone
+   * @returns a report for each load, short ones first, or for the one asked for alone
    * @throws MlaError invalid-argument, invalid-shape, invalid-dtype, out-of-memory, device-lost
    */
   tune(args: TuneArgs): Promise<TuneReport[]>;

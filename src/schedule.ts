@@ -14,19 +14,22 @@ import type { LoadClass, MetadataArgs, MlaMetadata, ScheduleInfo } from './mla.t
 export const PART_STRIDE = 8;
 export const BLOCK_SIZES: readonly number[] = [16, 32, 64, 128];
 
-export const LOADS: readonly LoadClass[] = ['short', 'long'];
+/** From the least tokens to the most. */
+export const LOADS: readonly LoadClass[] = ['short', 'medium', 'long'];
 /**
- * Tokens of a call, all told, past which its load is long. Small row tiles fill a GPU with little work, large ones read the cache
- * fewer times: on an H200, for 128 rows, tiles of 16 and of 32 take 0.037 and 0.047 ms for 8,192 tokens, 1.15 and 0.89 ms for
- * 524,288, so that they are even at about 27,000; with bounds checks, as in a browser, at about 37,000.
+ * Most tokens of a call, all told, whose load is short, or medium. Small row tiles fill a GPU with little work, large ones read the cache
+ * fewer times. On an H200, for 128 rows, tiles of 16 and of 32 take 0.037 and 0.047 ms for 8,192 tokens, 1.15 and 0.89 ms for 524,288, so
+ * that they are even at about 27,000; with bounds checks, as in a browser, at about 37,000. Tiles of 64 take 0.28 ms for 131,072 where
+ * those of 32 took 0.26, and 0.78 for 524,288 where those take 0.86: they are even at about 250,000.
  */
-export const LONG_LOAD_TOKENS = 32_768;
+export const LOAD_TOKENS = { short: 32_768, medium: 262_144 } as const;
 
 /** The load of a call on a cache of these lengths. */
 export function loadOf(cacheSeqlens: ArrayLike<number>): LoadClass {
   let tokens = 0;
   for (let i = 0; i < cacheSeqlens.length; i++) tokens += cacheSeqlens[i]!;
-  return tokens > LONG_LOAD_TOKENS ? 'long' : 'short';
+  if (tokens <= LOAD_TOKENS.short) return 'short';
+  return tokens <= LOAD_TOKENS.medium ? 'medium' : 'long';
 }
 
 /** The smallest row tile that holds all rows, else the largest there is. */

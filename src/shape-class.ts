@@ -19,7 +19,7 @@ export function shapeClass({ rows, hKv, dQk, dV, dtype, load }: ShapeClass): str
 
 /** The class that `text` says, as `shapeClass` writes it. */
 export function parseShapeClass(text: string): ShapeClass | undefined {
-  const [, dtype, dQk, dV, rows, hKv, load] = /^(bf16|f16) (\d+)\/(\d+), (\d+) rows, (\d+) KV heads?, (short|long) load$/.exec(text) ?? [];
+  const [, dtype, dQk, dV, rows, hKv, load] = /^(bf16|f16) (\d+)\/(\d+), (\d+) rows, (\d+) KV heads?, (short|medium|long) load$/.exec(text) ?? [];
   if (dtype === undefined) return undefined;
   return { dtype: dtype as ShapeClass['dtype'], dQk: Number(dQk), dV: Number(dV), rows: Number(rows), hKv: Number(hKv), load: load as ShapeClass['load'] };
 }
@@ -38,7 +38,7 @@ export function checkTune(args: TuneArgs): TuneOp[] {
   checkPositiveInteger(headDim, 'headDim');
   checkHeadDims(headDim, headDimV, 'headDimV');
   if (dtype !== 'bf16' && dtype !== 'f16') throw new MlaError('invalid-dtype', 'not a 16-bit type', { argument: 'dtype', expected: 'bf16 or f16', got: describe(dtype) });
-  if (load !== undefined && !LOADS.includes(load)) throw new MlaError('invalid-argument', 'no such load', { argument: 'load', expected: LOADS.join(' or '), got: describe(load) });
+  if (load !== undefined && !LOADS.includes(load)) throw new MlaError('invalid-argument', 'no such load', { argument: 'load', expected: LOADS.join(', '), got: describe(load) });
   if (typeof again !== 'boolean') throw new MlaError('invalid-argument', 'not a boolean', { argument: 'again', expected: 'true or false', got: describe(again) });
   const shape = { rows: rowClass(numQTokensPerHeadK), hKv: numHeadsK, dQk: headDim, dV: headDimV, dtype, again };
   return (load === undefined ? LOADS : [load]).map((one) => ({ ...shape, load: one }));

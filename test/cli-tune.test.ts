@@ -33,17 +33,18 @@ describe('tune', () => {
     { name: 'other', b: 1, h_q: 4, dtype: 'f16', seqlens: [10] }, { name: 'failing', b: 1, h_q: 8, seqlens: [10] },
   ];
 
-  it('tunes each class once, for both loads, shows every trial, and goes on after a failure', async () => {
+  it('tunes each class once, for all loads, shows every trial, and goes on after a failure', async () => {
     const shapesFile = join(directory, 'shapes.json');
     await writeFile(shapesFile, JSON.stringify(shapes));
     const context = fakeContext({ wrap: (mla) => altered(mla, { tune }) });
     expect(await run(['tune', '--shapes', shapesFile, '--json', join(directory, 'out.json')], context)).toBe(1);
-    expect(asked.map(({ numQTokensPerHeadK, dtype, load, again }) => [numQTokensPerHeadK, dtype, load, again])).toEqual([
-      [64, 'bf16', 'short', true], [64, 'bf16', 'long', true], [4, 'f16', 'short', true], [4, 'f16', 'long', true], [8, 'bf16', 'short', true], [8, 'bf16', 'long', true],
-    ]);
+    const loads = ['short', 'medium', 'long'];
+    expect(asked.map(({ numQTokensPerHeadK, dtype, load, again }) => [numQTokensPerHeadK, dtype, load, again])).toEqual(
+      [[64, 'bf16'], [4, 'f16'], [8, 'bf16']].flatMap((one) => loads.map((load) => [...one, load, true])),
+    );
     expect(context.choices).toEqual([{ backend: 'auto', tune: 'stored' }]);
     expect(context.err).toBe('');
-    for (const load of ['short', 'long']) expect(context.out).toContain(`64 rows, ${load}; device time\n`);
+    for (const load of loads) expect(context.out).toContain(`64 rows, ${load}; device time\n`);
     expect(context.out).toMatch(/^a +132 +4\.000 +1\.00 +2\.00$/m);
     expect(context.out).toMatch(/^b +132 +given up$/m);
     expect(context.out).toMatch(/^b +66 +2\.000 +2\.00 +4\.00 +chosen$/m);
@@ -51,7 +52,7 @@ describe('tune', () => {
     expect(context.out).toContain('remembered in /a/file\n');
     expect(context.out).toContain('8 rows, 1 KV head, short load: not tuned (out-of-memory): no room\n');
     expect(JSON.parse(await readFile(join(directory, 'out.json'), 'utf8'))).toMatchObject({
-      backend: 'cpu', reports: [{ load: 'short', chosen, trials }, { load: 'long' }, { load: 'short' }, { load: 'long' }, { shapeClass: '8 rows, long' }], failures: [{ shapeClass: 'bf16 576/512, 8 rows, 1 KV head, short load', code: 'out-of-memory' }],
+      backend: 'cpu', reports: [{ load: 'short', chosen, trials }, { load: 'medium' }, { load: 'long' }, ...loads.map((load) => ({ load })), { shapeClass: '8 rows, medium' }, { shapeClass: '8 rows, long' }], failures: [{ shapeClass: 'bf16 576/512, 8 rows, 1 KV head, short load', code: 'out-of-memory' }],
     });
   });
 
@@ -85,7 +86,7 @@ describe('bench', () => {
     return context;
   };
 
-  it.each([['short', [10]], ['long', [65_000, 537]]])('tunes the class of a %s shape before it measures it, and nothing behind its back', async (load, seqlens) => {
+  it.each([['short', [10]], ['medium', [65_000, 537]], ['long', [1e6]]])('tunes the class of a %s shape before it measures it, and nothing behind its back', async (load, seqlens) => {
     const context = await bench(false, seqlens);
     expect(asked).toEqual([{ numQTokensPerHeadK: 4, numHeadsK: 1, headDim: 48, headDimV: 32, dtype: 'bf16', load }]);
     expect(context.choices).toEqual([{ backend: 'auto', tune: 'stored' }]);

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { LONG_LOAD_TOKENS, getMlaMetadata, loadOf, mostParts, partsTarget, rowClass } from '../src/schedule.ts';
+import { LOADS, LOAD_TOKENS, getMlaMetadata, loadOf, mostParts, partsTarget, rowClass } from '../src/schedule.ts';
 import { checkTune, classOf, parseShapeClass, shapeClass, type ShapeClass } from '../src/shape-class.ts';
 import { cacheDirectory, fileStore } from '../src/tune-file.ts';
 import { indexedDbStore } from '../src/tune-indexed-db.ts';
@@ -25,10 +25,10 @@ describe('classes', () => {
   test('in words and back, one text a class', () => {
     const shapes = fc.record<ShapeClass>({
       rows: fc.integer({ min: 1, max: 600 }), hKv: fc.integer({ min: 1, max: 8 }), dQk: fc.constantFrom(48, 576), dV: fc.constantFrom(32, 512), dtype: fc.constantFrom('bf16', 'f16'),
-      load: fc.constantFrom('short', 'long'),
+      load: fc.constantFrom(...LOADS),
     });
     fc.assert(fc.property(shapes, (shape) => void expect(parseShapeClass(shapeClass(shape))).toEqual(shape)));
-    for (const text of ['', 'bf16 576/512, 16 rows', 'bf16 576/512, 16 rows, 1 KV head', 'x bf16 576/512, 16 rows, 1 KV head, long load', 'f32 576/512, 16 rows, 1 KV head, long load', 'bf16 576/512, 16 rows, 1 KV head, medium load']) expect(parseShapeClass(text)).toBeUndefined();
+    for (const text of ['', 'bf16 576/512, 16 rows', 'bf16 576/512, 16 rows, 1 KV head', 'x bf16 576/512, 16 rows, 1 KV head, long load', 'f32 576/512, 16 rows, 1 KV head, long load', 'bf16 576/512, 16 rows, 1 KV head, middling load']) expect(parseShapeClass(text)).toBeUndefined();
   });
 
   test('of a call and of the arguments that name it', () => {
@@ -36,12 +36,14 @@ describe('classes', () => {
       sQ: 2, hQ: 126, hKv: 2, dQk: 576, dV: 512, dtype: 'f16', metadata: getMlaMetadata({ cacheSeqlens: Int32Array.of(9, length), numQTokensPerHeadK: 126, numHeadsK: 2 }, { slots: 1, rowTiles: [1], minTokensPerPart: 1 }),
     } as const);
     const args = { numQTokensPerHeadK: 126, numHeadsK: 2, dtype: 'f16' } as const;
-    expect(checkTune(args)).toEqual([call(5), call(1e6)].map((c) => ({ ...classOf(c), again: false })));
-    for (const load of ['short', 'long'] as const) expect(checkTune({ ...args, load })).toMatchObject([{ load }]);
+    expect(checkTune(args)).toEqual([call(5), call(1e5), call(1e6)].map((c) => ({ ...classOf(c), again: false })));
+    for (const load of LOADS) expect(checkTune({ ...args, load })).toMatchObject([{ load }]);
   });
 
   test('of loads: tokens of all sequences together', () => {
-    expect([[0], [LONG_LOAD_TOKENS], [LONG_LOAD_TOKENS, 1], [LONG_LOAD_TOKENS - 1, 0, 2], Array<number>(300).fill(2147483647)].map(loadOf)).toEqual(['short', 'short', 'long', 'long', 'long']);
+    const { short, medium } = LOAD_TOKENS;
+    expect([[0], [short], [short, 1], [short - 1, 0, 2], [medium], [medium - 1, 2], Array<number>(300).fill(2147483647)].map(loadOf))
+      .toEqual(['short', 'short', 'medium', 'medium', 'medium', 'long', 'long']);
     expect(loadOf(Int32Array.of(2147483647, 2147483647))).toBe('long');
   });
 });
@@ -49,8 +51,9 @@ describe('classes', () => {
 describe('the schedule', () => {
   const machine = { slots: 264, rowTiles: [4, 16], minTokensPerPart: 64 };
   const short = { rows: 128, numHeadsK: 1, load: 'short', slots: 132, rowTile: 64, tokens: 16 } as const;
+  const medium = { ...short, load: 'medium', slots: 264, tokens: 16 } as const;
   const long = { ...short, load: 'long', slots: 528, tokens: 32 } as const;
-  const tuned = { ...machine, tuned: [short, { ...short, slots: 1 }, long] };
+  const tuned = { ...machine, tuned: [short, { ...short, slots: 1 }, medium, long] };
   const call = { rows: 128, numHeadsK: 1, blockSize: 64, load: 'short' } as const;
 
   test('follows what was tuned, for calls of those rows and heads', () => {
@@ -62,14 +65,16 @@ describe('the schedule', () => {
     expect([getMlaMetadata(args, machine).parts, getMlaMetadata(args, tuned).parts]).toEqual([32, 64]);
   });
 
-  test('goes by the load of the call, and by nothing where only the other load was tuned', () => {
-    expect(partsTarget(tuned, { ...call, load: 'long' })).toBe(264);
-    const parts = (length: number, ...known: (typeof short | typeof long)[]): number =>
+  test('goes by the load of the call, and by nothing where only other loads were tuned', () => {
+    expect(LOADS.map((load) => partsTarget(tuned, { ...call, load }))).toEqual([66, 132, 264]);
+    const parts = (length: number, ...known: (typeof short | typeof medium | typeof long)[]): number =>
       getMlaMetadata({ cacheSeqlens: Int32Array.of(length), numQTokensPerHeadK: 128, numHeadsK: 1 }, { ...machine, tuned: known }).parts;
-    const step = [LONG_LOAD_TOKENS, LONG_LOAD_TOKENS + 1];
-    expect(step.map((length) => parts(length, short, long))).toEqual([64, 257]);
+    const step = [LOAD_TOKENS.short, LOAD_TOKENS.short + 1];
+    expect(step.map((length) => parts(length, short, medium, long))).toEqual([64, 129]);
     expect(step.map((length) => parts(length, short))).toEqual([64, parts(step[1]!)]);
-    expect(step.map((length) => parts(length, long))).toEqual([parts(step[0]!), 257]);
+    expect(step.map((length) => parts(length, medium))).toEqual([parts(step[0]!), 129]);
+    expect(parts(LOAD_TOKENS.medium, medium, long)).toBeLessThanOrEqual(132);
+    expect(parts(LOAD_TOKENS.medium + 1, medium, long)).toBeGreaterThan(132);
   });
 
   test('does not follow a choice that the blocks of the call do not fit', () => {
@@ -77,10 +82,10 @@ describe('the schedule', () => {
     expect([16, 32, 64, 128].map(on)).toEqual([33, 264, 264, 264]);
   });
 
-  test('scratch memory is for either load', () => {
+  test('scratch memory is for any load', () => {
     expect(mostParts(machine, call)).toBe(33);
     expect(mostParts(tuned, call)).toBe(264);
-    expect(mostParts(tuned, { ...call, blockSize: 16 })).toBe(66);
+    expect(mostParts(tuned, { ...call, blockSize: 16 })).toBe(132);
   });
 });
 
@@ -100,7 +105,7 @@ describe('loads', () => {
   test('lie within the pool and the limits, and go over it evenly', () => {
     fc.assert(
       fc.property(
-        fc.integer({ min: 1, max: 200 }), fc.constantFrom(48, 576), fc.constantFrom(1, 700, 5000, Infinity), fc.constantFrom('short', 'long'), fc.constantFrom(1, 8),
+        fc.integer({ min: 1, max: 200 }), fc.constantFrom(48, 576), fc.constantFrom(1, 700, 5000, Infinity), fc.constantFrom(...LOADS), fc.constantFrom(1, 8),
         (hKv, dQk, most, load, scarcity) => {
           const small = { ...limits, maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize / scarcity };
           const found = tuneLoad({ hKv, dQk, load }, { limits: small }, most)!;
@@ -124,6 +129,10 @@ describe('loads', () => {
     expect(uses(short).every((n) => n === 1)).toBe(true);
     expect(loadOf(short.cacheSeqlens)).toBe('short');
     expect(loadCost({ rows: 128, hKv: 1, dQk: 576, dV: 512, dtype: 'bf16', load: 'short' }, short)).toEqual({ flops: 2 * 128 * 1088 * 8192, bytes: 2 * (128 * 1088 + 8192 * 576) });
+
+    const medium = tuneLoad({ hKv: 1, dQk: 576, load: 'medium' }, { limits }, Infinity)!;
+    expect(sum(medium)).toBeGreaterThan(128_000);
+    expect(loadOf(medium.cacheSeqlens)).toBe('medium');
 
     const long = tuneLoad({ hKv: 1, dQk: 576, load: 'long' }, { limits }, Infinity)!;
     expect(sum(long)).toBeGreaterThan(520_000);

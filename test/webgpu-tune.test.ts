@@ -6,7 +6,7 @@ import { MessageChannel } from 'node:worker_threads';
 import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { DecodeArgs, Mla, MlaMetadata, TuneArgs, TuneReport } from '../src/mla.ts';
 import { createBackend, createMla, type NodeCreateOptions } from '../src/node.ts';
-import { LONG_LOAD_TOKENS, partsTarget } from '../src/schedule.ts';
+import { LOADS, LOAD_TOKENS, partsTarget } from '../src/schedule.ts';
 import { connect, serve } from '../src/worker/index.ts';
 import { decodeArgs, makeCase, type DecodeCase } from './cases.ts';
 import { expectRefusal, expectRight, run } from './check.ts';
@@ -87,14 +87,15 @@ describe('tune', () => {
     expectMeasured(await tuneOne(next, { ...TINY, again: true }));
   });
 
-  test('for both loads where none is named, each by itself', async () => {
-    const { load: _, ...both } = TINY;
+  test('for all loads where none is named, each by itself', async () => {
+    const { load: _, ...all } = TINY;
     const mla = await make();
-    await tuneOne(mla, { ...both, load: 'long' });
-    const [short, long] = await mla.tune(both);
+    await tuneOne(mla, { ...all, load: 'long' });
+    const [short, medium, long] = await mla.tune(all);
     expectMeasured(short!);
+    expectMeasured(medium!, 'medium');
     expect(long).toMatchObject({ load: 'long', source: 'remembered' });
-    expect((await make()).info.schedule.tuned).toMatchObject([{ load: 'long', slots: long!.chosen!.slots }, { load: 'short', slots: short!.chosen!.slots }]);
+    expect((await make()).info.schedule.tuned).toMatchObject([long, short, medium].map((report) => ({ load: report!.load, slots: report!.chosen!.slots })));
   });
 
   test('what an older version of the store holds counts as not remembered', async () => {
@@ -142,8 +143,8 @@ describe('tune', () => {
   test('a backend without configurations has nothing to tune', async () => {
     const mla = await createMla({ backend: 'cpu' });
     open.push(mla);
-    const { load: _, ...both } = TINY;
-    expect(await mla.tune(both)).toMatchObject(['short', 'long'].map((load) => ({ load, source: 'none', trials: [], note: 'backend cpu has nothing to tune' })));
+    const { load: _, ...all } = TINY;
+    expect(await mla.tune(all)).toMatchObject(LOADS.map((load) => ({ load, source: 'none', trials: [], note: 'backend cpu has nothing to tune' })));
   });
 
   test.each<[string, unknown, string]>([
@@ -152,7 +153,7 @@ describe('tune', () => {
     ['heads', { numQTokensPerHeadK: 4, numHeadsK: 1.5 }, 'numHeadsK'],
     ['widths', { numQTokensPerHeadK: 4, headDimV: 500 }, 'headDimV'],
     ['type', { numQTokensPerHeadK: 4, dtype: 'f32' }, 'dtype'],
-    ['load', { numQTokensPerHeadK: 4, load: 'medium' }, 'load'],
+    ['load', { numQTokensPerHeadK: 4, load: 'middling' }, 'load'],
     ['again', { numQTokensPerHeadK: 4, again: 1 }, 'again'],
   ])('refuses bad %s', async (_, args, argument) => {
     const mla = await createMla({ backend: 'cpu' });
@@ -166,8 +167,8 @@ describe('tune', () => {
   });
 });
 
-describe('calls of each load', () => {
-  const [short, long] = [LONG_LOAD_TOKENS, LONG_LOAD_TOKENS + 1].map((tokens) => makeCase({ b: 2, sQ: 1, sK: 0, hQ: 16, dV: 32, rope: 16, seqlens: [tokens - 300, 300] })) as [DecodeCase, DecodeCase];
+describe('calls of each load, on either side of a boundary', () => {
+  const [short, medium] = [LOAD_TOKENS.short, LOAD_TOKENS.short + 1].map((tokens) => makeCase({ b: 2, sQ: 1, sK: 0, hQ: 16, dV: 32, rope: 16, seqlens: [tokens - 300, 300] })) as [DecodeCase, DecodeCase];
   let prototype: GPUComputePassEncoder;
   /** What tuning for short loads left in the store, and the configurations that it tried. */
   let measured: { readonly format: number; readonly key: string; readonly configs: readonly string[] } | undefined;
@@ -176,8 +177,8 @@ describe('calls of each load', () => {
     prototype = ((await import('webgpu')) as unknown as { globals: { GPUComputePassEncoder: { prototype: GPUComputePassEncoder } } }).globals.GPUComputePassEncoder.prototype;
   });
 
-  /** Has the store remember row tiles of 4 for short loads, of 16 for long ones; or for one of them. */
-  async function remember(...loads: ('short' | 'long')[]): Promise<void> {
+  /** Has the store remember row tiles of 4 for short loads, of 16 for medium ones; or for one of them. */
+  async function remember(...loads: ('short' | 'medium')[]): Promise<void> {
     if (!measured) {
       const { trials } = await tuneOne(await make(), { numQTokensPerHeadK: 16, headDim: 48, headDimV: 32, load: 'short' });
       const { format, choices } = JSON.parse(await readFile(file(), 'utf8')) as { format: number; choices: Record<string, object> };
@@ -185,7 +186,7 @@ describe('calls of each load', () => {
     }
     const { format, key, configs } = measured;
     const config = (tile: string): string => configs.find((name) => name.includes(tile))!;
-    const known = { short: { config: config(' 4x'), slots: 20, ms: 1 }, long: { config: config(' 16x'), slots: 3, ms: 1 } };
+    const known = { short: { config: config(' 4x'), slots: 20, ms: 1 }, medium: { config: config(' 16x'), slots: 3, ms: 1 } };
     await writeFile(file(), JSON.stringify({ format, choices: Object.fromEntries(loads.map((load) => [key.replace('short load', `${load} load`), known[load]])) }));
   }
 
@@ -204,29 +205,29 @@ describe('calls of each load', () => {
   const metadata = (mla: Mla, { cacheSeqlens }: DecodeCase): MlaMetadata => mla.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: 16, numHeadsK: 1 });
 
   test('schedule and kernel agree on either side of the boundary, and the other side’s kernel is there in time', { timeout: 120_000 }, async () => {
-    await remember('short', 'long');
+    await remember('short', 'medium');
     const mla = await make();
     expect(await grid(mla, short)).toEqual([5, 4]);
     const pipelines = async (): Promise<number> => (await mla.memory()).pipelines;
     // Of either load one, and one that merges.
     for (const start = performance.now(); (await pipelines()) < 3 && performance.now() - start < 60_000; ) await new Promise((resolve) => setTimeout(resolve, 20));
-    expect(await grid(mla, long)).toEqual([3, 1]);
+    expect(await grid(mla, medium)).toEqual([3, 1]);
     expect(await grid(mla, short)).toEqual([5, 4]);
     expect(await pipelines()).toBe(3);
   });
 
-  test.each(['short', 'long'] as const)('where only the %s one was tuned the other goes by the fixed choice', { timeout: 120_000 }, async (load) => {
+  test.each(['short', 'medium'] as const)('where only the %s one was tuned the other goes by the fixed choice', { timeout: 120_000 }, async (load) => {
     await remember(load);
     const [mla, fixed] = [await make(), await make({ tune: 'off' })];
-    const [shortGrid, longGrid] = [await grid(mla, short), await grid(mla, long)];
-    if (load === 'short') expect([shortGrid, longGrid]).toEqual([[5, 4], await grid(fixed, long)]);
-    else expect([shortGrid, longGrid]).toEqual([await grid(fixed, short), [3, 1]]);
+    const [shortGrid, mediumGrid] = [await grid(mla, short), await grid(mla, medium)];
+    if (load === 'short') expect([shortGrid, mediumGrid]).toEqual([[5, 4], await grid(fixed, medium)]);
+    else expect([shortGrid, mediumGrid]).toEqual([await grid(fixed, short), [3, 1]]);
   });
 
   test('metadata made before anything was known serves after', { timeout: 120_000 }, async () => {
-    await remember('short', 'long');
+    await remember('short', 'medium');
     const [mla, fixed] = [await make(), await make({ tune: 'off' })];
-    for (const [of, tiles] of [[short, 4], [long, 1]] as const) {
+    for (const [of, tiles] of [[short, 4], [medium, 1]] as const) {
       const before = metadata(fixed, of);
       expect(await grid(mla, of, before)).toEqual([before.parts, tiles]);
       expect(before.parts).not.toBe(metadata(mla, of).parts);

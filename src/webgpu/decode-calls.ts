@@ -4,7 +4,7 @@ import { MlaError } from '../errors.ts';
 import type { LoadClass, ScheduleInfo } from '../mla.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { roomToGrow } from '../pool.ts';
-import { mostParts } from '../schedule.ts';
+import { LOADS, mostParts } from '../schedule.ts';
 import { classOf } from '../shape-class.ts';
 import { chooseDecodeConfig, type DecodeConfig } from './config.ts';
 import { compileDecode, decodeGrid, decodeKernels, encodeDecode } from './dispatch.ts';
@@ -22,8 +22,8 @@ interface PlanOnDevice extends Plan {
 
 interface Chosen {
   readonly config: DecodeConfig;
-  /** That of the same calls with the other load, where it is another one and nothing has been done about it yet. */
-  coming: DecodeConfig | undefined;
+  /** Those of the same calls with a load next to theirs, where they are others and nothing has been done about them yet. */
+  coming: readonly DecodeConfig[];
 }
 
 export class DecodeCalls {
@@ -56,11 +56,9 @@ export class DecodeCalls {
       throw new MlaError('limit-exceeded', 'problem too large for one dispatch', { argument: 'q', expected: `at most ${most} rows (s_q * h_q) and sequences`, got: `${op.sQ * op.hQ} rows, ${op.b} sequences` });
     }
     const kernels = decodeKernels(cache, op, config, traits, kv);
-    if (coming) {
-      // A batch that grows must not wait for a compiler. What is wrong with a kernel the call that takes it hears of.
-      compileDecode(cache, op, coming, traits, kv).catch(() => undefined);
-      chosen.coming = undefined;
-    }
+    // A batch that grows must not wait for a compiler. What is wrong with a kernel the call that takes it hears of.
+    for (const next of coming) compileDecode(cache, op, next, traits, kv).catch(() => undefined);
+    chosen.coming = [];
     const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
     const plan = this.#plan(op, submission);
     const partials = this.#partialsOf(op, rows, schedule, submission);
@@ -97,8 +95,10 @@ export class DecodeCalls {
     if (!config) {
       throw new MlaError('limit-exceeded', 'no kernel configuration fits this device', { argument: 'q', expected: 'limits that one configuration fits', got: rejected.join('; ') });
     }
-    const other = choose(shape.load === 'short' ? 'long' : 'short').config;
-    const chosen = { config, coming: other?.key === config.key ? undefined : other };
+    const at = LOADS.indexOf(shape.load);
+    const neighbours = LOADS.slice(Math.max(0, at - 1), at + 2).map((load) => choose(load).config!);
+    const coming = neighbours.filter(({ key: other }, i) => other !== config.key && neighbours.findIndex((one) => one.key === other) === i);
+    const chosen: Chosen = { config, coming };
     this.#chosen.set(key, chosen);
     return chosen;
   }

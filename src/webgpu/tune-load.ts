@@ -8,16 +8,16 @@ import type { DeviceTraits } from './config.ts';
 export const TUNE_BLOCK = 64;
 /** Past the caches of the largest GPUs, within the smallest binding. */
 const POOL_BYTES = 128 << 20;
-/** Tokens of a call where the device is fast enough: a chat's, and enough to stand for a batch of a million. */
-const MOST_TOKENS: Readonly<Record<LoadClass, number>> = { short: 8192, long: 524_288 };
-const LONG_SEQUENCES = 8;
+/** Tokens of a call where the device is fast enough: a chat's, a small batch's, and enough to stand for a batch of a million. */
+const MOST_TOKENS: Readonly<Record<LoadClass, number>> = { short: 8192, medium: 131_072, long: 524_288 };
+const SEQUENCES = 8;
 /** Places that short calls take in turn, so that none finds its keys in a cache. */
 const PLACES = 12;
 /** A call takes no longer than about this, milliseconds: others may wait for the device. */
 export const CALL_MS = 30;
 
 /** Tokens of a first call, which says how fast the device is: few enough for a slow one. */
-export const PROBE_TOKENS: number = LONG_SEQUENCES * TUNE_BLOCK;
+export const PROBE_TOKENS: number = SEQUENCES * TUNE_BLOCK;
 /** A shorter call, milliseconds, says how long a fast device waits for memory, not how much it gets through; and in browsers timestamps are coarse. */
 const TELLING_MS = 1;
 const PROBE_GROWTH = 8;
@@ -32,7 +32,7 @@ export interface TuneLoad {
 }
 
 /**
- * A short load is one sequence, a long one several. What is more than the pool goes over it again.
+ * A short load is one sequence, others are several. What is more than the pool goes over it again.
  *
  * @param mostTokens that a call may have, where the device's speed sets a bound; it has PROBE_TOKENS at least
  * @returns undefined where not even a block fits
@@ -41,14 +41,14 @@ export function tuneLoad({ hKv, dQk, load }: Pick<ShapeClass, 'hKv' | 'dQk' | 'l
   const room = Math.floor(Math.min(POOL_BYTES, limits.maxStorageBufferBindingSize, limits.maxBufferSize) / (TUNE_BLOCK * hKv * dQk * 2));
   if (room === 0) return undefined;
   const blocks = Math.floor(Math.max(PROBE_TOKENS, Math.min(MOST_TOKENS[load], mostTokens)) / TUNE_BLOCK);
-  if (load === 'long') return layOut(uneven(blocks), Math.min(room, blocks), 1);
+  if (load !== 'short') return layOut(uneven(blocks), Math.min(room, blocks), 1);
   const places = Math.min(PLACES, Math.max(1, Math.floor(room / blocks)));
   return layOut([blocks], Math.min(room, places * blocks), places);
 }
 
 /** Blocks a sequence, uneven as batches are: cuts fall inside sequences. */
 function uneven(blocks: number): number[] {
-  const weights = Array.from({ length: LONG_SEQUENCES }, (_, i) => 1 + (i % 3) / 2);
+  const weights = Array.from({ length: SEQUENCES }, (_, i) => 1 + (i % 3) / 2);
   const total = weights.reduce((x, y) => x + y);
   return weights.map((weight) => Math.max(1, Math.floor((weight / total) * blocks)));
 }
