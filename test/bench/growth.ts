@@ -74,7 +74,8 @@ function draw(lines: readonly Line[], device: string): string {
     return `<path d="M${path}" fill="none" stroke="${color}" stroke-width="1.5"/>${dots}${text(LEFT + 16 + 160 * i, 50, name, `style="fill:${color}" font-weight="bold"`)}`;
   });
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" font-family="Helvetica, Arial, DejaVu Sans, sans-serif"><rect width="${WIDTH}" height="${HEIGHT}" fill="#fff"/>`
-    + text(LEFT, 28, `Milliseconds a call over tokens in the cache: ${SEQUENCES} sequences, 128 heads, ${device}`, 'font-weight="bold"')
+    + text(LEFT, 28, `Milliseconds a call over tokens in the cache: ${SEQUENCES} sequences, 128 heads`, 'font-weight="bold"')
+    + text(WIDTH - 20, HEIGHT - 6, device, 'text-anchor="end"')
     + `${grid.join('')}${ticks.join('')}${curves.join('')}</svg>\n`;
 }
 
