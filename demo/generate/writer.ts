@@ -46,7 +46,8 @@ export class Writer implements WriterService {
       this.#speed = new Speed();
       const facts = factsOf(model, origin.kind === 'shipped' ? 'The model of this site' : source.name);
       this.#texts = new Texts(model, facts.context, this.#speed, () => this.#changed());
-      this.#changed();
+      // The page has the empty cache before it says that the model is ready.
+      await this.#tell();
       return facts;
     });
   }
@@ -98,8 +99,13 @@ export class Writer implements WriterService {
     this.#due = true;
     setTimeout(() => {
       this.#due = false;
-      this.#listener?.update({ texts: this.#texts!.take(), cache: this.#texts!.cacheState(), speed: this.#speed.state(performance.now()) });
+      void this.#tell();
     }, PAUSE);
+  }
+
+  /** Resolves once the page has it. */
+  async #tell(): Promise<void> {
+    await this.#listener?.update({ texts: this.#texts!.take(), cache: this.#texts!.cacheState(), speed: this.#speed.state(performance.now()) });
   }
 }
 
