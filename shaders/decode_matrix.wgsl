@@ -334,9 +334,9 @@ fn main(
     #if SPLIT_Q
     // The last of each slice's columns.
     for (var i = thread; i < 16u * SLICES * Q_LEFT; i += THREADS) {
-      let in_row = i % (SLICES * Q_LEFT);
-      let x = tile_get(i / (SLICES * Q_LEFT) * KV_STRIDE + in_row / Q_LEFT * 2u * SLICE_STEPS + 2u * Q_HELD + in_row % Q_LEFT);
-      q_put(($tu * 16u + i / (SLICES * Q_LEFT)) * Q_STRIDE + in_row, x);
+      let r = i / (SLICES * Q_LEFT);
+      let v = i % (SLICES * Q_LEFT);
+      q_put(($tu * 16u + r) * Q_STRIDE + v, tile_get(r * KV_STRIDE + v / Q_LEFT * 2u * SLICE_STEPS + 2u * Q_HELD + v % Q_LEFT));
     }
     #end
     #end

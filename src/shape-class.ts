@@ -17,9 +17,11 @@ export function shapeClass({ rows, hKv, dQk, dV, dtype, load }: ShapeClass): str
   return `${dtype} ${dQk}/${dV}, ${rows} rows, ${hKv} KV ${hKv === 1 ? 'head' : 'heads'}, ${load} load`;
 }
 
+const CLASS = new RegExp(`^(bf16|f16) (\\d+)/(\\d+), (\\d+) rows, (\\d+) KV heads?, (${LOADS.join('|')}) load$`);
+
 /** The class that `text` says, as `shapeClass` writes it. */
 export function parseShapeClass(text: string): ShapeClass | undefined {
-  const [, dtype, dQk, dV, rows, hKv, load] = /^(bf16|f16) (\d+)\/(\d+), (\d+) rows, (\d+) KV heads?, (short|medium|long) load$/.exec(text) ?? [];
+  const [, dtype, dQk, dV, rows, hKv, load] = CLASS.exec(text) ?? [];
   if (dtype === undefined) return undefined;
   return { dtype: dtype as ShapeClass['dtype'], dQk: Number(dQk), dV: Number(dV), rows: Number(rows), hKv: Number(hKv), load: load as ShapeClass['load'] };
 }

@@ -86,12 +86,6 @@ vi.mock('../src/webgpu/config.ts', async (importOriginal) => {
   };
 });
 
-// Eight emulated subgroups are too few threads for 64 rows. How Q is split does not depend on them.
-vi.mock('../src/webgpu/matrix-config.ts', async (importOriginal) => {
-  const original = await importOriginal<typeof import('../src/webgpu/matrix-config.ts')>();
-  return { ...original, MATRIX_SHAPES: [...original.MATRIX_SHAPES] };
-});
-
 // The self-test's shader is another text; that the backend heeds it is tested in tier.test.ts.
 vi.mock('../src/webgpu/matrix-test.ts', async (importOriginal) => ({
   ...(await importOriginal<typeof import('../src/webgpu/matrix-test.ts')>()),
@@ -124,6 +118,7 @@ describe.each([
   const shapes = MATRIX_SHAPES as MatrixShape[];
   const usual = shapes.length;
   beforeAll(async () => {
+    // Eight emulated subgroups are too few threads for 64 rows. How Q is split does not depend on them.
     for (const fixed of [true, false]) shapes.push({ rows: 32, tokens: 32, subgroups: 8, fetch: 'softmax', splitQ: true, fixed });
     preferred.key = key;
     device = await emulatingDevice();

@@ -7,8 +7,13 @@
  */
 const ELEMENTS = { kv_tile: 8, q_tile: 8, probs: 4, slices: 4 } as const;
 
+/** One number of an array of 8 an element. */
+function tileHalf(array: 'kv_tile' | 'q_tile'): string {
+  return `fn ${array}_half(at: u32) -> f32 { let v = unpack2x16float(${array}[at / 8u][(at / 2u) % 4u]); return select(v.x, v.y, at % 2u == 1u); }`;
+}
+
 const LIBRARY = `
-fn kv_tile_half(at: u32) -> f32 { let v = unpack2x16float(kv_tile[at / 8u][(at / 2u) % 4u]); return select(v.x, v.y, at % 2u == 1u); }
+${tileHalf('kv_tile')}
 fn probs_half(at: u32) -> f32 { let v = unpack2x16float(probs[at / 4u][(at / 2u) % 2u]); return select(v.x, v.y, at % 2u == 1u); }
 fn slices_half(at: u32) -> f32 { return slices[at / 4u][at % 4u]; }
 fn clear_matrix(m: u32) { for (var r = 0u; r < 16u; r++) { bank[m + r] = vec4<f32>(); } }
@@ -31,9 +36,6 @@ fn store_row_slices(offset: u32, m: u32, stride: u32) {
   for (var r = 0u; r < 16u; r++) { slices[offset + r * stride + my_lane] = bank[m + r]; }
 }
 `;
-
-/** Where Q is split. */
-const Q_LIBRARY = LIBRARY.split('\n').find((line) => line.includes('kv_tile_half'))!.replaceAll('kv_tile', 'q_tile');
 
 function loader(name: string, major: string, array: keyof typeof ELEMENTS): string {
   const units = `${ELEMENTS[array]}u`;
@@ -76,5 +78,5 @@ export function emulateMatrices(source: string): string {
   const left = /.*(\bf16\b|subgroup_matrix|subgroupMatrix).*/.exec(body);
   if (left) throw new Error(`not emulated: ${left[0]}`);
   const head = /^(?:\s*(?:enable|diagnostic)[^;]*;)*/.exec(body)![0];
-  return [head, `var<private> bank: array<vec4<f32>, ${16 * places.size}>;`, 'var<private> my_lane: u32;', LIBRARY, ...(body.includes('q_tile') ? [Q_LIBRARY] : []), ...loaders.values(), body.slice(head.length)].join('\n');
+  return [head, `var<private> bank: array<vec4<f32>, ${16 * places.size}>;`, 'var<private> my_lane: u32;', LIBRARY, ...(body.includes('q_tile') ? [tileHalf('q_tile')] : []), ...loaders.values(), body.slice(head.length)].join('\n');
 }

@@ -22,8 +22,8 @@ interface PlanOnDevice extends Plan {
 
 interface Chosen {
   readonly config: DecodeConfig;
-  /** Those of the same calls with a load next to theirs, where they are others and nothing has been done about them yet. */
-  coming: readonly DecodeConfig[];
+  /** Those of the same calls with a load next to theirs, where they are others; absent once something has been done about them. */
+  coming: readonly DecodeConfig[] | undefined;
 }
 
 export class DecodeCalls {
@@ -56,9 +56,11 @@ export class DecodeCalls {
       throw new MlaError('limit-exceeded', 'problem too large for one dispatch', { argument: 'q', expected: `at most ${most} rows (s_q * h_q) and sequences`, got: `${op.sQ * op.hQ} rows, ${op.b} sequences` });
     }
     const kernels = decodeKernels(cache, op, config, traits, kv);
-    // A batch that grows must not wait for a compiler. What is wrong with a kernel the call that takes it hears of.
-    for (const next of coming) compileDecode(cache, op, next, traits, kv).catch(() => undefined);
-    chosen.coming = [];
+    if (coming) {
+      // A batch that grows must not wait for a compiler. What is wrong with a kernel the call that takes it hears of.
+      for (const next of coming) compileDecode(cache, op, next, traits, kv).catch(() => undefined);
+      chosen.coming = undefined;
+    }
     const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
     const plan = this.#plan(op, submission);
     const partials = this.#partialsOf(op, rows, schedule, submission);
@@ -96,9 +98,9 @@ export class DecodeCalls {
       throw new MlaError('limit-exceeded', 'no kernel configuration fits this device', { argument: 'q', expected: 'limits that one configuration fits', got: rejected.join('; ') });
     }
     const at = LOADS.indexOf(shape.load);
-    const neighbours = LOADS.slice(Math.max(0, at - 1), at + 2).map((load) => choose(load).config!);
-    const coming = neighbours.filter(({ key: other }, i) => other !== config.key && neighbours.findIndex((one) => one.key === other) === i);
-    const chosen: Chosen = { config, coming };
+    const others = new Map(LOADS.filter((_, i) => Math.abs(i - at) === 1).map((load) => choose(load).config!).map((other) => [other.key, other]));
+    others.delete(config.key);
+    const chosen: Chosen = { config, coming: [...others.values()] };
     this.#chosen.set(key, chosen);
     return chosen;
   }

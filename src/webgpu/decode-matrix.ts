@@ -7,6 +7,17 @@ import { SCRATCH_SUBGROUPS, type MatrixDecodeConfig } from './matrix-config.ts';
 import { MATRIX_ENABLES, type MatrixSyntax } from './matrix-test.ts';
 import { PLAN_LAYOUT } from '../plan.ts';
 
+/** `name(at, x)` of the older form: 8 numbers of f16 into `array`. */
+function putHalves(name: string, array: string): string {
+  return `fn ${name}(at: u32, x: vec4<u32>) {
+  for (var i = 0u; i < 4u; i++) {
+    let pair = bitcast<vec2<f16>>(x[i]);
+    ${array}[8u * at + 2u * i] = pair.x;
+    ${array}[8u * at + 2u * i + 1u] = pair.y;
+  }
+}`;
+}
+
 /** The workgroup arrays that matrices are loaded from, and how else they are read and written. */
 const ARRAYS: Readonly<Record<MatrixSyntax, string>> = {
   new: `
@@ -29,26 +40,14 @@ var<workgroup> probs: array<f16, 4u * PROBS_SIZE>;
 var<workgroup> slices: array<f32, 4u * SLICES_SIZE>;
 #if SPLIT_Q
 var<workgroup> q_tile: array<f16, 8u * Q_SIZE>;
-fn q_put(at: u32, x: vec4<u32>) {
-  for (var i = 0u; i < 4u; i++) {
-    let pair = bitcast<vec2<f16>>(x[i]);
-    q_tile[8u * at + 2u * i] = pair.x;
-    q_tile[8u * at + 2u * i + 1u] = pair.y;
-  }
-}
+${putHalves('q_put', 'q_tile')}
 #end
 fn tile_get(at: u32) -> vec4<u32> {
   var x: vec4<u32>;
   for (var i = 0u; i < 4u; i++) { x[i] = bitcast<u32>(vec2<f16>(kv_tile[8u * at + 2u * i], kv_tile[8u * at + 2u * i + 1u])); }
   return x;
 }
-fn tile_put(at: u32, x: vec4<u32>) {
-  for (var i = 0u; i < 4u; i++) {
-    let pair = bitcast<vec2<f16>>(x[i]);
-    kv_tile[8u * at + 2u * i] = pair.x;
-    kv_tile[8u * at + 2u * i + 1u] = pair.y;
-  }
-}
+${putHalves('tile_put', 'kv_tile')}
 fn probs_put(at: u32, x: vec2<u32>) {
   let low = bitcast<vec2<f16>>(x.x);
   let high = bitcast<vec2<f16>>(x.y);
@@ -156,9 +155,11 @@ function branches(fixed: boolean, count: number, body: (me: string) => string[])
 
 /** The products of Q and K. */
 function scores({ SUBGROUPS, SLICES, KEY_TILES, SLICE_STEPS, Q_HELD }: Counts, fixed: boolean): string {
-  // Only what Q loads here depends on the row tile.
-  return branches(fixed, Q_HELD < SLICE_STEPS ? SUBGROUPS : SLICES * KEY_TILES, (me) => [
-    ...(fixed ? [`const slice = ${me} & (SLICES - 1u);`, `const key_tile = (${me} / SLICES) & (KEY_TILES - 1u);`, `const row_tile = ${me} / (SLICES * KEY_TILES);`] : []),
+  // Only what is loaded of Q depends on the row tile.
+  const split = Q_HELD < SLICE_STEPS;
+  return branches(fixed, split ? SUBGROUPS : SLICES * KEY_TILES, (me) => [
+    ...(fixed ? [`const slice = ${me} & (SLICES - 1u);`, `const key_tile = (${me} / SLICES) & (KEY_TILES - 1u);`] : []),
+    ...(fixed && split ? [`const row_tile = ${me} / (SLICES * KEY_TILES);`] : []),
     ...all(SLICE_STEPS, (k) => [
       `let k_${k} = subgroupMatrixLoad<Right, col_major>(&kv_tile, slice * 2u * SLICE_STEPS + key_tile * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`,
       ...(k < Q_HELD ? [] : [`let q_${k} = subgroupMatrixLoad<Left, row_major>(&q_tile, row_tile * 16u * Q_STRIDE + slice * Q_LEFT + ${2 * (k - Q_HELD)}u, Q_STRIDE);`]),
