@@ -138,7 +138,7 @@ export interface ScheduleInfo {
 
 /**
  * How much a decode call has to read: 'short' up to 32,768 tokens in the cache, those of all its sequences together, 'medium' up to
- * 262,144; else 'long'.
+ * 131,072; else 'long'.
  */
 export type LoadClass = 'short' | 'medium' | 'long';
 

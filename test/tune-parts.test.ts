@@ -131,7 +131,7 @@ describe('loads', () => {
     expect(loadCost({ rows: 128, hKv: 1, dQk: 576, dV: 512, dtype: 'bf16', load: 'short' }, short)).toEqual({ flops: 2 * 128 * 1088 * 8192, bytes: 2 * (128 * 1088 + 8192 * 576) });
 
     const medium = tuneLoad({ hKv: 1, dQk: 576, load: 'medium' }, { limits }, Infinity)!;
-    expect(sum(medium)).toBeGreaterThan(128_000);
+    expect(sum(medium)).toBeGreaterThan(64_000);
     expect(loadOf(medium.cacheSeqlens)).toBe('medium');
 
     const long = tuneLoad({ hKv: 1, dQk: 576, load: 'long' }, { limits }, Infinity)!;

@@ -24,7 +24,7 @@ export const TUNE_USAGE = `Usage: flashmla-web tune [options]
       --forget            forget all that is remembered, and do nothing else
 
 Shapes of the same rows, heads, widths and type make three classes, whatever their lengths: one of short loads (up to 32,768 tokens
-a call), one of medium (up to 262,144) and one of long ones. Each is measured, though its choice may be remembered: after a new driver, say.
+a call), one of medium (up to 131,072) and one of long ones. Each is measured, though its choice may be remembered: after a new driver, say.
 FLASHMLA_CACHE_DIR names the directory to remember in. Exit status: 0 done, 2 bad input, 1 when a class failed.
 `;
 

@@ -9,7 +9,7 @@ export const TUNE_BLOCK = 64;
 /** Past the caches of the largest GPUs, within the smallest binding. */
 const POOL_BYTES = 128 << 20;
 /** Tokens of a call where the device is fast enough: a chat's, a small batch's, and enough to stand for a batch of a million. */
-const MOST_TOKENS: Readonly<Record<LoadClass, number>> = { short: 8192, medium: 131_072, long: 524_288 };
+const MOST_TOKENS: Readonly<Record<LoadClass, number>> = { short: 8192, medium: 65_536, long: 524_288 };
 const SEQUENCES = 8;
 /** Places that short calls take in turn, so that none finds its keys in a cache. */
 const PLACES = 12;
