@@ -5,10 +5,12 @@
 //
 // How work is cut: workgroup (x, y, z) = (part, row tile, KV head), ROWS rows. The part's sequences are taken one after
 // another, TOKENS keys a step:
-//   stage   TOKENS cached rows, which are under way since the step before, into workgroup memory as f16
+//   stage   TOKENS cached rows, which have been under way for a while, into workgroup memory as f16
 //   scores  a subgroup makes one matrix of S, 16 rows and 16 keys, over one of SLICES slices of d
 //   softmax ROW_THREADS neighbouring lanes share a row, 4 keys at a time: the slices' sum, probabilities, running sum
 //   output  a subgroup owns OUT_TILES x 16 columns of O for all rows
+// With one tile of keys all wait for all in between. With two, scores and the output of the step before are made together, then softmax
+// and the rows of the step after: a turn more, whose scores nobody wants.
 // P is made as if a row's reference exponent were to stay, without a look at the row's maximum. Whoever finds a score too far above it
 // raises an event; then, rarely, the row's maximum is found, P made again, and O rescaled by way of workgroup memory. So P fills f16's
 // range, and O is exact relative to the reference.
@@ -16,16 +18,16 @@
 // sends the workgroup to `exact`, which does the same sequence again in f32.
 //
 // What lives where: O and Q as matrices in registers for as long as the sequence, but for the last of each slice's columns of Q where
-// Q is split; the next step's rows in registers, from where the launcher puts FETCH; the KV step, the slices of S, P, and what is left of
-// Q in workgroup memory; a row's reference and sum in the registers of its lanes.
-//
-// Neighbours in workgroup memory lie a padded row apart, so that the 8 rows of a matrix load meet different banks.
+// Q is split; the next step's rows in registers, from where the launcher puts FETCH; the KV tiles, the slices of S, P, and what is left of
+// Q in workgroup memory. Neighbours there lie a padded row apart, so that the 8 rows of a matrix load meet different banks. In the padding
+// behind a row of P is what is known of the row: its scores' scale, its reference, and the first key that it does not see. Its sum is in the
+// registers of its lanes. Registers are what this kernel is short of: whatever is not used at each step is somewhere else.
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices. It writes what lines of capitals stand for: FETCH, CONVERT, SCORES, OUTPUT, and TURNS, a loop's head.
+// for subgroup matrices. It writes what lines of capitals stand for: FETCH, CONVERT, STAGE, SCORES, OUTPUT, and TURNS, a loop's head.
 
-/// Of each row what its scores are multiplied by; when O is rescaled, by what; in the end its sum.
+/// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum.
 var<workgroup> row_scale: array<f32, ROWS>;
 var<workgroup> events: atomic<u32>;
 
@@ -42,7 +44,7 @@ const LAST = 8u;
 // A row's largest probability is 2^START when its reference is set and 2^(START + HEADROOM) at most.
 const START = 7.0;
 const HEADROOM = 8.0;
-// The bits of bf16 2^-9: beside a number as large f16 loses no small ones.
+// The bits of bf16 2^-9: beside a number as large f16 loses no small ones that matter.
 const SMALLEST = 0x3b00u;
 
 /// What a workgroup knows of its rows and of the sequence at hand.
@@ -94,6 +96,9 @@ fn halves(x: vec4<u32>) -> vec4<u32> {
     bitcast<u32>(vec2<f16>(vec2<f32>(low.x, high.x))), bitcast<u32>(vec2<f16>(vec2<f32>(low.y, high.y))),
     bitcast<u32>(vec2<f16>(vec2<f32>(low.z, high.z))), bitcast<u32>(vec2<f16>(vec2<f32>(low.w, high.w))));
 }
+
+// Two of them.
+fn half_pair(x: u32) -> u32 { return select(x, bitcast<u32>(vec2<f16>(vec2<f32>(unpack_low(x), unpack_high(x)))), IS_BF16); }
 
 fn finite_half(x: u32) -> u32 {
   let low = select(x & 0xffffu, 0u, (x & 0x7c00u) == 0x7c00u);
@@ -238,12 +243,21 @@ fn kv_row(w: Work, token: u32) -> vec2<u32> { return row_in(w, block_of(w, token
 
 fn visible(token: u32, limit: u32) -> vec4<bool> { return vec4<u32>(token) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit); }
 
-// What four scores, from the reference on, ask for. An infinite or undefined one comes of a cached number that f16 does not hold: each
-// row that sees it has one.
-fn event_of(above: vec4<f32>) -> u32 {
-  var event = select(0u, TOO_HIGH, any(above > vec4<f32>(START + HEADROOM)));
-  if (IS_BF16 && any((bitcast<vec4<u32>>(above) & vec4<u32>(0x7fffffffu)) >= vec4<u32>(POSITIVE_INFINITY))) { event |= OUT_OF_RANGE; }
+// What four scores ask for, in themselves and from the reference on. An infinite or undefined one comes of a cached number that f16 does
+// not hold: each row that sees it has one, and its sum with others is no number either.
+fn event_of(scores: vec4<f32>, above: vec4<f32>) -> u32 {
+  let highest = max(max(above.x, above.y), max(above.z, above.w));
+  var event = select(0u, TOO_HIGH, highest > START + HEADROOM);
+  let together = scores.x + scores.y + scores.z + scores.w;
+  if (IS_BF16 && (bitcast<u32>(together) & 0x7fffffffu) >= POSITIVE_INFINITY) { event |= OUT_OF_RANGE; }
   return event;
+}
+
+// Four scores of a row.
+fn scores_of(row: u32, quad: u32) -> vec4<f32> {
+  var sum = slices_get(row * S_STRIDE + quad);
+  for (var s = 1u; s < SLICES; s++) { sum += slices_get(s * S_SLICE + row * S_STRIDE + quad); }
+  return sum;
 }
 
 fn probability(above: vec4<f32>) -> vec4<f32> {
@@ -286,6 +300,7 @@ fn main(
   let owner = thread < ROWS * ROW_THREADS;
   let row = min(thread / ROW_THREADS, ROWS - 1u);
   let lane = thread % ROW_THREADS;
+  let state_at = row * P_STRIDE + TOKENS / 4u;
 
   for (var seq = first_seq; seq <= last_seq; seq++) {
     w.seq = seq;
@@ -341,50 +356,62 @@ fn main(
     #end
     #end
     workgroupBarrier();
-    let score_scale = row_scale[row];
-
     #unroll r < ROW_TILES
     #unroll c < OUT_TILES
     var o_$r_$c = Result();
     #end
     #end
-    var reference = LOWEST;
     var total = 0.0; // over this lane's tokens only
-    let limit = limit_of(w, row);
     // Keys from here on only some rows see.
-    let partly_seen = select(w.end, w.length - min(w.length, w.s_q - 1u), plan[PLAN_CAUSAL] != 0u);
+    let partly_seen = select(w.end, min(w.end, w.length - min(w.length, w.s_q - 1u)), plan[PLAN_CAUSAL] != 0u);
     var outside = false;
 
-    var most = 0u; // the largest magnitude so far of some of the cached numbers
     var row_at = kv_row(w, w.begin + stage_token);
     var next_block = block_of(w, w.begin + TOKENS + stage_token);
     var token0 = w.begin;
     #unroll v < STAGE_LOADS
     var x_$v = vec4<u32>();
     #end
+    #if STAGE_HALF
+    var x_half = vec2<u32>();
+    #end
     {
       let fetched = w.begin;
       FETCH
-      #if CONVERT_EARLY
-      CONVERT
-      #end
+    }
+    // Numbers so small that f16 loses some of them. Several tokens': the first may be an attention sink, of small numbers.
+    let most = subgroupMax(magnitude(x_0));
+    if (IS_BF16 && most < SMALLEST && most > 0u) { atomicOr(&events, OUT_OF_RANGE); }
+    #if CONVERT_EARLY
+    CONVERT
+    #end
+    #if TWO_TILES
+    {
+      const there = 0u;
+      STAGE
+    }
+    // Before the first step there is none to make output of: P is zero, V any number.
+    for (var i = thread; i < TILE_SIZE; i += THREADS) { tile_put(TILE_SIZE + i, vec4<u32>()); }
+    for (var i = thread; i < PROBS_SIZE; i += THREADS) { probs_put(i, vec2<u32>()); }
+    workgroupBarrier();
+    #end
+    if (owner && lane == 0u) {
+      probs_put(state_at, vec2<u32>(bitcast<u32>(row_scale[row]), bitcast<u32>(LOWEST)));
+      probs_put(state_at + 1u, vec2<u32>(limit_of(w, row), 0u));
     }
 
     // The end comes with the events: a compiler that can tell how often a loop runs copies its body, past what the
     // instruction cache holds.
     if (w.begin < w.end) { TURNS {
-      // stage
-      #if !CONVERT_EARLY
-      CONVERT
-      #end
-      #unroll v < STAGE_LOADS
-      if (STAGE_EVEN || stage_vec + $vu * STAGE_LANES < VECS) { tile_put(put_at + $vu * STAGE_LANES, x_$v); }
-      #end
-      if (token0 + TOKENS >= w.end) {
-        if (thread == 0u) { atomicOr(&events, LAST); }
-        if (IS_BF16 && most < SMALLEST && most > 0u) { atomicOr(&events, OUT_OF_RANGE); }
-      }
+      #unroll t < TILES
+      {
+      const here = $tu * TILE_SIZE;
+      const there = (TILES - 1u - $tu) * TILE_SIZE;
+      #if !TWO_TILES
+      STAGE
+      if (thread == 0u && token0 + TOKENS >= w.end) { atomicOr(&events, LAST); }
       workgroupBarrier();
+      #end
       #if FETCH_SCORES
       {
         let fetched = token0 + TOKENS;
@@ -405,7 +432,7 @@ fn main(
       let ragged = token0 + TOKENS > partly_seen;
       if (ragged) {
         for (var v = stage_vec; v < V_VECS; v += STAGE_LANES) {
-          let at = stage_token * KV_STRIDE + v;
+          let at = here + stage_token * KV_STRIDE + v;
           let x = tile_get(at);
           tile_put(at, vec4<u32>(finite_half(x.x), finite_half(x.y), finite_half(x.z), finite_half(x.w)));
         }
@@ -415,12 +442,12 @@ fn main(
       #unroll j < LANE_QUADS
       let quad_$j = lane + $ju * ROW_THREADS;
       var sum_$j = vec4<f32>();
-      var p_$j = vec4<f32>();
       #end
+      var state = vec2<f32>();
       if (ALL_OWN || owner) {
+        state = bitcast<vec2<f32>>(probs_get(state_at));
         #unroll j < LANE_QUADS
-        sum_$j = slices_get(row * S_STRIDE + quad_$j);
-        for (var s = 1u; s < SLICES; s++) { sum_$j += slices_get(s * S_SLICE + row * S_STRIDE + quad_$j); }
+        sum_$j = scores_of(row, quad_$j);
         #end
       }
       #if !FETCH_SCORES
@@ -429,26 +456,34 @@ fn main(
         FETCH
       }
       #end
+      let total_before = total;
       if (ALL_OWN || owner) {
         var raised = 0u;
         #unroll j < LANE_QUADS
-        var above_$j = sum_$j * score_scale - reference;
-        if (ragged) { above_$j = select(vec4<f32>(LOWEST), above_$j, visible(token0 + quad_$j * 4u, limit)); }
-        raised |= event_of(above_$j);
-        p_$j = probability(above_$j);
+        var above_$j = fma(sum_$j, vec4<f32>(state.x), vec4<f32>(-state.y));
+        if (ragged) { above_$j = select(vec4<f32>(LOWEST), above_$j, visible(token0 + quad_$j * 4u, probs_get(state_at + 1u).x)); }
+        raised |= event_of(sum_$j, above_$j);
+        let p_$j = probability(above_$j);
         probs_put(row * P_STRIDE + quad_$j, packed(p_$j));
+        total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
         #end
         if (raised != 0u) { atomicOr(&events, raised); }
       }
+      #if TWO_TILES
+      STAGE
+      if (thread == 0u && token0 >= w.end) { atomicOr(&events, LAST); }
+      #end
       let event = workgroupUniformLoad(&events);
       if ((event & (TOO_HIGH | OUT_OF_RANGE)) != 0u) {
         if ((event & OUT_OF_RANGE) != 0u) {
           outside = true;
           break;
         }
+        let reference = state.y;
+        let limit = probs_get(state_at + 1u).x;
         var highest = LOWEST;
         #unroll j < LANE_QUADS
-        let score_$j = select(vec4<f32>(LOWEST), sum_$j * score_scale, visible(token0 + quad_$j * 4u, limit));
+        let score_$j = select(vec4<f32>(LOWEST), scores_of(row, quad_$j) * state.x, visible(token0 + quad_$j * 4u, limit));
         highest = max(highest, max(max(score_$j.x, score_$j.y), max(score_$j.z, score_$j.w)));
         #end
         #unroll x < ROW_SHUFFLES
@@ -459,40 +494,41 @@ fn main(
           let next = highest - START;
           if (reference != LOWEST) {
             factor = exp2(reference - next);
-            total *= factor;
             atomicOr(&events, RESCALE);
           }
-          reference = next;
+          if (lane == 0u) { probs_put(state_at, vec2<u32>(bitcast<u32>(state.x), bitcast<u32>(next))); }
+          total = total_before * factor;
           #unroll j < LANE_QUADS
-          p_$j = probability(select(vec4<f32>(LOWEST), score_$j - reference, visible(token0 + quad_$j * 4u, limit)));
+          let p_$j = probability(select(vec4<f32>(LOWEST), score_$j - next, visible(token0 + quad_$j * 4u, limit)));
           probs_put(row * P_STRIDE + quad_$j, packed(p_$j));
+          total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
           #end
         }
         if ((ALL_OWN || owner) && lane == 0u) { row_scale[row] = factor; }
         let moved = workgroupUniformLoad(&events);
         if (thread == 0u) { atomicAnd(&events, ~(TOO_HIGH | RESCALE)); }
         if ((moved & RESCALE) != 0u) {
-          // O by way of `slices`: a matrix each of SCRATCH subgroups at a time.
+          // O by way of `slices`, a matrix a subgroup at a time.
           #unroll r < ROW_TILES
           #unroll c < OUT_TILES
-          #unroll h < SCRATCH_ROUNDS
           workgroupBarrier();
-          if (me / SCRATCH == $hu) { subgroupMatrixStore<row_major>(&slices, (me % SCRATCH) * 64u, o_$r_$c, 4u); }
+          subgroupMatrixStore<row_major>(&slices, me * 64u, o_$r_$c, 4u);
           workgroupBarrier();
-          for (var i = thread; i < SCRATCH * 64u; i += THREADS) { slices_put(i, slices_get(i) * row_scale[$ru * 16u + (i / 4u) % 16u]); }
+          for (var i = thread; i < SUBGROUPS * 64u; i += THREADS) { slices_put(i, slices_get(i) * row_scale[$ru * 16u + (i / 4u) % 16u]); }
           workgroupBarrier();
-          if (me / SCRATCH == $hu) { o_$r_$c = subgroupMatrixLoad<Result, row_major>(&slices, (me % SCRATCH) * 64u, 4u); }
+          o_$r_$c = subgroupMatrixLoad<Result, row_major>(&slices, me * 64u, 4u);
           #end
           #end
+          #if TWO_TILES
+          workgroupBarrier();
           #end
         }
       }
-      #unroll j < LANE_QUADS
-      total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
-      #end
 
+      #if !TWO_TILES
       // output
       OUTPUT
+      #end
       #if CONVERT_EARLY
       if (token0 + TOKENS < w.end) {
         CONVERT
@@ -500,7 +536,11 @@ fn main(
       #end
       if ((event & LAST) != 0u) { break; }
       token0 += TOKENS;
+      #if !TWO_TILES
       workgroupBarrier();
+      #end
+      }
+      #end
     } }
 
     workgroupBarrier();
@@ -514,21 +554,19 @@ fn main(
       #end
       if (owner && lane == 0u) {
         row_scale[row] = total;
-        if (w.row_base + row < w.s_q * w.group) { write_lse(w, w.row_base + row, reference, total); }
+        if (w.row_base + row < w.s_q * w.group) { write_lse(w, w.row_base + row, bitcast<f32>(probs_get(state_at).y), total); }
       }
       #unroll c < OUT_TILES
       #unroll r < ROW_TILES
-      #unroll h < SCRATCH_ROUNDS
       workgroupBarrier();
-      if (me / SCRATCH == $hu) { subgroupMatrixStore<row_major>(&slices, (me % SCRATCH) * 64u, o_$r_$c, 4u); }
+      subgroupMatrixStore<row_major>(&slices, me * 64u, o_$r_$c, 4u);
       workgroupBarrier();
-      for (var i = thread; i < SCRATCH * 64u; i += THREADS) {
+      for (var i = thread; i < SUBGROUPS * 64u; i += THREADS) {
         let o_row = $ru * 16u + (i / 4u) % 16u;
         if (w.row_base + o_row < w.s_q * w.group) {
-          write_quad(w, w.row_base + o_row, (($hu * SCRATCH + i / 64u) * OUT_TILES + $cu) * 4u + i % 4u, slices_get(i), row_scale[o_row]);
+          write_quad(w, w.row_base + o_row, (i / 64u * OUT_TILES + $cu) * 4u + i % 4u, slices_get(i), row_scale[o_row]);
         }
       }
-      #end
       #end
       #end
     }

@@ -109,8 +109,8 @@ describe.each([
   ['matrix 16x16 4/4 scores fixed', 64],
   ['matrix 32x32 8/2x2 softmax', 128],
   ['matrix 32x32 8/2x2 softmax fixed', 128],
-  ['matrix 32x32 8/2x2 softmax split', 128],
   ['matrix 32x32 8/2x2 softmax split fixed', 128],
+  ['matrix 32x16 8/4 2 tiles scores', 128],
 ])('the kernel, with emulated matrices: %s', (key, dV) => {
   const dQk = dV + 64;
   let mla: Mla;
@@ -118,8 +118,9 @@ describe.each([
   const shapes = MATRIX_SHAPES as MatrixShape[];
   const usual = shapes.length;
   beforeAll(async () => {
-    // Eight emulated subgroups are too few threads for 64 rows. How Q is split does not depend on them.
-    for (const fixed of [true, false]) shapes.push({ rows: 32, tokens: 32, subgroups: 8, fetch: 'softmax', splitQ: true, fixed });
+    // Eight emulated subgroups are too few threads for 64 rows. How Q is split, and how two tiles take turns, does not depend on them.
+    shapes.push({ rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: true, fixed: true });
+    shapes.push({ rows: 32, tokens: 16, subgroups: 8, tiles: 2, fetch: 'scores', splitQ: false, fixed: false });
     preferred.key = key;
     device = await emulatingDevice();
     mla = await createMla({ backend: 'webgpu', device, tier: 'matrix', tune: 'off' });

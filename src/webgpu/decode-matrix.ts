@@ -3,7 +3,7 @@ import bf16Source from '../../shaders/bf16.wgsl?raw';
 import matrixSource from '../../shaders/decode_matrix.wgsl?raw';
 import type { KernelProblem, Segmentation } from './config.ts';
 import { constants, expand, kvBindings, loadKv, type Kernels } from './kernel.ts';
-import { SCRATCH_SUBGROUPS, type MatrixDecodeConfig } from './matrix-config.ts';
+import type { MatrixDecodeConfig } from './matrix-config.ts';
 import { MATRIX_ENABLES, type MatrixSyntax } from './matrix-test.ts';
 import { PLAN_LAYOUT } from '../plan.ts';
 
@@ -21,7 +21,7 @@ function putHalves(name: string, array: string): string {
 /** The workgroup arrays that matrices are loaded from, and how else they are read and written. */
 const ARRAYS: Readonly<Record<MatrixSyntax, string>> = {
   new: `
-var<workgroup> kv_tile: array<vec4<u32>, TILE_SIZE>;
+var<workgroup> kv_tile: array<vec4<u32>, TILES * TILE_SIZE>;
 var<workgroup> probs: array<vec2<u32>, PROBS_SIZE>;
 var<workgroup> slices: array<vec4<f32>, SLICES_SIZE>;
 #if SPLIT_Q
@@ -30,12 +30,17 @@ fn q_put(at: u32, x: vec4<u32>) { q_tile[at] = x; }
 #end
 fn tile_get(at: u32) -> vec4<u32> { return kv_tile[at]; }
 fn tile_put(at: u32, x: vec4<u32>) { kv_tile[at] = x; }
+fn tile_put_half(at: u32, half: u32, x: vec2<u32>) {
+  kv_tile[at][2u * half] = x.x;
+  kv_tile[at][2u * half + 1u] = x.y;
+}
+fn probs_get(at: u32) -> vec2<u32> { return probs[at]; }
 fn probs_put(at: u32, x: vec2<u32>) { probs[at] = x; }
 fn slices_get(at: u32) -> vec4<f32> { return slices[at]; }
 fn slices_put(at: u32, x: vec4<f32>) { slices[at] = x; }
 `,
   old: `
-var<workgroup> kv_tile: array<f16, 8u * TILE_SIZE>;
+var<workgroup> kv_tile: array<f16, 8u * TILES * TILE_SIZE>;
 var<workgroup> probs: array<f16, 4u * PROBS_SIZE>;
 var<workgroup> slices: array<f32, 4u * SLICES_SIZE>;
 #if SPLIT_Q
@@ -48,6 +53,16 @@ fn tile_get(at: u32) -> vec4<u32> {
   return x;
 }
 ${putHalves('tile_put', 'kv_tile')}
+fn tile_put_half(at: u32, half: u32, x: vec2<u32>) {
+  for (var i = 0u; i < 2u; i++) {
+    let pair = bitcast<vec2<f16>>(x[i]);
+    kv_tile[8u * at + 4u * half + 2u * i] = pair.x;
+    kv_tile[8u * at + 4u * half + 2u * i + 1u] = pair.y;
+  }
+}
+fn probs_get(at: u32) -> vec2<u32> {
+  return vec2<u32>(bitcast<u32>(vec2<f16>(probs[4u * at], probs[4u * at + 1u])), bitcast<u32>(vec2<f16>(probs[4u * at + 2u], probs[4u * at + 3u])));
+}
 fn probs_put(at: u32, x: vec2<u32>) {
   let low = bitcast<vec2<f16>>(x.x);
   let high = bitcast<vec2<f16>>(x.y);
@@ -97,22 +112,23 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelP
 
 /** What follows the bindings. */
 export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
-  const { rows, tokens, threads, subgroups, slices, sliceSteps, qHeld, fetch, splitQ, fixed, syntax } = config;
+  const { rows, tokens, threads, subgroups, slices, sliceSteps, qHeld, tiles, fetch, splitQ, fixed, syntax } = config;
   const stageLanes = threads / tokens;
   const vecs = dQk / 8;
+  const half = (vecs % stageLanes) * 2 === stageLanes;
   const rowThreads = Math.min(threads / rows, tokens / 4);
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
-    ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
+    ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, TILES: tiles, TWO_TILES: tiles === 2, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
     SLICES: slices, SLICE_STEPS: sliceSteps, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
-    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), STAGE_EVEN: vecs % stageLanes === 0, FETCH_SCORES: fetch === 'scores',
-    CONVERT_EARLY: fetch === 'softmax' && fixed, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
+    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: half ? Math.floor(vecs / stageLanes) : Math.ceil(vecs / stageLanes), STAGE_HALF: half, FETCH_SCORES: fetch === 'scores',
+    CONVERT_EARLY: tiles === 1 && fetch === 'softmax' && fixed, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
-    SCRATCH: Math.min(SCRATCH_SUBGROUPS, subgroups), SCRATCH_ROUNDS: Math.ceil(subgroups / SCRATCH_SUBGROUPS),
     EXACT_ITEMS: Math.ceil((4 * dV) / 8 / threads), ...config.strides, ...config.sizes,
   };
   const source = matrixSource
-    .replaceAll(/^ *FETCH$/gm, fetchRows(values))
+    .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed))
+    .replaceAll(/^ *STAGE$/gm, stage(values))
     .replaceAll(/^ *CONVERT$/gm, conversion(values))
     .replace(/^ *SCORES$/m, scores(values, fixed))
     .replace(/^ *OUTPUT$/m, output(values, fixed))
@@ -122,29 +138,51 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, confi
   return [constants(values), expand(ARRAYS[syntax], values), loadKv(segments, 'vec4<u32>'), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
 }
 
-type Counts = Readonly<Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number>>;
+type Counts = Readonly<
+  Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number>
+  & Record<'TWO_TILES' | 'CONVERT_EARLY' | 'STAGE_HALF', boolean>
+>;
 
 function all(count: number, line: (i: number) => string): string[] {
   return Array.from({ length: count }, (_, i) => line(i));
 }
 
-/** This thread's share of a step's rows, under way from here on, and where the next step's is. */
-function fetchRows({ STAGE_LOADS, STAGE_LANES, VECS }: Counts): string {
-  // Past the row's end its last numbers again: a branch of their own would have all loads waited for at its end.
-  const loads = all(STAGE_LOADS, (v) => {
-    const at = `stage_vec + ${v * STAGE_LANES}u`;
-    return `x_${v} = load_kv(row_at.x, row_at.y + ${(v + 1) * STAGE_LANES <= VECS ? at : `min(${at}, VECS - 1u)`});`;
-  });
-  // In a branch, or a compiler puts the loads off until they are waited for.
+/**
+ * This thread's share of a step's rows, under way from here on, and where the next step's is. With `clear` the share before it is gone where
+ * no rows are left, so that a compiler need not keep it until then.
+ */
+function fetchRows({ STAGE_LOADS, STAGE_LANES, STAGE_HALF, VECS }: Counts, segments: number, clear: boolean): string {
+  const from = (segment: number): string[] => [
+    // Past the row's end its last numbers again: a branch of their own would have all loads waited for at its end.
+    ...all(STAGE_LOADS, (v) => {
+      const vec = `stage_vec + ${v * STAGE_LANES}u`;
+      return `x_${v} = kv${segment}[row_at.y + ${(v + 1) * STAGE_LANES <= VECS ? vec : `min(${vec}, VECS - 1u)`}];`;
+    }),
+    ...(STAGE_HALF ? [`let last = row_at.y + stage_vec / 2u + ${STAGE_LOADS * STAGE_LANES}u;`, `x_half = vec2<u32>(kv${segment}[last][stage_vec % 2u * 2u], kv${segment}[last][stage_vec % 2u * 2u + 1u]);`] : []),
+  ];
+  const none = clear ? [...all(STAGE_LOADS, (v) => `x_${v} = vec4<u32>();`), ...(STAGE_HALF ? ['x_half = vec2<u32>();'] : [])] : [];
+  // In a branch, or a compiler puts the loads off until they are waited for. Not in a branch of a branch, at whose end they would be.
+  const loads = segments === 1
+    ? ['if (fetched < w.end) {', ...from(0), '} else {', ...none, '}']
+    : [...none, ...all(segments, (segment) => [`if (fetched < w.end && row_at.x == ${segment}u) {`, ...from(segment), '}'].join('\n'))];
   return [
-    'if (fetched < w.end) {', ...loads, '}',
-    'row_at = row_in(w, next_block, within(w, fetched + TOKENS + stage_token));', 'next_block = block_of(w, fetched + 2u * TOKENS + stage_token);',
+    ...loads, 'row_at = row_in(w, next_block, within(w, fetched + TOKENS + stage_token));', 'next_block = block_of(w, fetched + 2u * TOKENS + stage_token);',
   ].join('\n');
 }
 
-/** This thread's rows as f16, after a look at how large some of their numbers are. */
-function conversion({ STAGE_LOADS }: Counts): string {
-  return ['most = max(most, magnitude(x_0));', ...all(STAGE_LOADS, (v) => `x_${v} = halves(x_${v});`)].join('\n');
+/** This thread's rows as f16. */
+function conversion({ STAGE_LOADS, STAGE_HALF }: Counts): string {
+  return [...all(STAGE_LOADS, (v) => `x_${v} = halves(x_${v});`), ...(STAGE_HALF ? ['x_half = vec2<u32>(half_pair(x_half.x), half_pair(x_half.y));'] : [])].join('\n');
+}
+
+/** This thread's rows into the tile at `there`. */
+function stage(counts: Counts): string {
+  const { STAGE_LOADS, STAGE_LANES, STAGE_HALF, VECS, CONVERT_EARLY } = counts;
+  return [
+    ...(CONVERT_EARLY ? [] : [conversion(counts)]),
+    ...all(STAGE_LOADS, (v) => `${(v + 1) * STAGE_LANES <= VECS ? '' : `if (stage_vec + ${v * STAGE_LANES}u < VECS) `}{ tile_put(there + put_at + ${v * STAGE_LANES}u, x_${v}); }`),
+    ...(STAGE_HALF ? [`tile_put_half(there + stage_token * KV_STRIDE + stage_vec / 2u + ${STAGE_LOADS * STAGE_LANES}u, stage_vec % 2u, x_half);`] : []),
+  ].join('\n');
 }
 
 /** `body` for the value of `me`, this subgroup, or in a branch for each of the last bits that it may have: `count` values. */
@@ -153,28 +191,35 @@ function branches(fixed: boolean, count: number, body: (me: string) => string[])
   return [`switch me & ${count - 1}u {`, ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...body(`${i}u`), '}'].join('\n')), '}'].join('\n');
 }
 
-/** The products of Q and K. */
-function scores({ SUBGROUPS, SLICES, KEY_TILES, SLICE_STEPS, Q_HELD }: Counts, fixed: boolean): string {
+/** The products of Q and K, with two tiles also those of P and V of the step before, for which they do not wait. */
+function scores(counts: Counts, fixed: boolean): string {
+  const { SUBGROUPS, SLICES, KEY_TILES, SLICE_STEPS, Q_HELD, TWO_TILES } = counts;
   // Only what is loaded of Q depends on the row tile.
   const split = Q_HELD < SLICE_STEPS;
-  return branches(fixed, split ? SUBGROUPS : SLICES * KEY_TILES, (me) => [
+  return branches(fixed, split || TWO_TILES ? SUBGROUPS : SLICES * KEY_TILES, (me) => [
     ...(fixed ? [`const slice = ${me} & (SLICES - 1u);`, `const key_tile = (${me} / SLICES) & (KEY_TILES - 1u);`] : []),
     ...(fixed && split ? [`const row_tile = ${me} / (SLICES * KEY_TILES);`] : []),
     ...all(SLICE_STEPS, (k) => [
-      `let k_${k} = subgroupMatrixLoad<Right, col_major>(&kv_tile, slice * 2u * SLICE_STEPS + key_tile * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`,
+      `let k_${k} = subgroupMatrixLoad<Right, col_major>(&kv_tile, here + slice * 2u * SLICE_STEPS + key_tile * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`,
       ...(k < Q_HELD ? [] : [`let q_${k} = subgroupMatrixLoad<Left, row_major>(&q_tile, row_tile * 16u * Q_STRIDE + slice * Q_LEFT + ${2 * (k - Q_HELD)}u, Q_STRIDE);`]),
       `s = subgroupMatrixMultiplyAccumulate(q_${k}, k_${k}, s);`,
     ].join('\n')),
+    ...(TWO_TILES ? outputOf(counts, me) : []),
   ]);
 }
 
 /** The products of P and V. */
-function output({ SUBGROUPS, KEY_TILES, OUT_TILES, ROW_TILES }: Counts, fixed: boolean): string {
-  return branches(fixed, SUBGROUPS, (me) => all(KEY_TILES, (n) => [
+function output(counts: Counts, fixed: boolean): string {
+  return branches(fixed, counts.SUBGROUPS, (me) => outputOf(counts, me));
+}
+
+/** V is in the tile at `there`. */
+function outputOf({ KEY_TILES, OUT_TILES, ROW_TILES }: Counts, me: string): string[] {
+  return all(KEY_TILES, (n) => [
     ...all(ROW_TILES, (r) => `let left_${r}_${n} = subgroupMatrixLoad<Left, row_major>(&probs, ${r}u * 16u * P_STRIDE + ${n}u * 4u, P_STRIDE);`),
     ...all(OUT_TILES, (c) => [
-      `let v_${n}_${c} = subgroupMatrixLoad<Right, row_major>(&kv_tile, ${n}u * 16u * KV_STRIDE + (${me} * OUT_TILES + ${c}u) * 2u, KV_STRIDE);`,
+      `let v_${n}_${c} = subgroupMatrixLoad<Right, row_major>(&kv_tile, there + ${n}u * 16u * KV_STRIDE + (${me} * OUT_TILES + ${c}u) * 2u, KV_STRIDE);`,
       ...all(ROW_TILES, (r) => `o_${r}_${c} = subgroupMatrixMultiplyAccumulate(left_${r}_${n}, v_${n}_${c}, o_${r}_${c});`),
     ].join('\n')),
-  ].join('\n')));
+  ].join('\n'));
 }

@@ -1,9 +1,6 @@
 /** Configurations of the matrix tier's kernel: how rows, keys and columns are laid over subgroup matrices of 16 x 16. Pure. */
 import type { MatrixSyntax, MatrixTraits } from './matrix-test.ts';
 
-/** Subgroups whose matrices of O pass through workgroup memory at a time. */
-export const SCRATCH_SUBGROUPS = 4;
-
 /** The share of Q's columns in workgroup memory, where they are split: as much as there is room for beside 64 rows. */
 const SPLIT_Q = 2 / 9;
 
@@ -15,11 +12,16 @@ export interface MatrixShape {
   readonly tokens: number;
   /** As many as a step's S has matrices of 16 x 16, or a multiple: then the d_qk sum is cut into slices. */
   readonly subgroups: number;
+  /**
+   * Steps whose keys are in workgroup memory. With two, which there is room for with steps of 16, a step's scores and the output of the
+   * step before are made between the same two barriers.
+   */
+  readonly tiles: 1 | 2;
   /** When the next step's rows are asked for: before the scores, or once the scores have been read. */
   readonly fetch: 'scores' | 'softmax';
   /**
    * Whether some of Q's columns stay in workgroup memory: where O takes 128 registers a thread, Q's 72 beside them leave too few to
-   * load ahead with.
+   * load ahead with. There is no room for them beside two tiles.
    */
   readonly splitQ: boolean;
   /**
@@ -49,26 +51,26 @@ export interface MatrixDecodeConfig extends MatrixShape {
 }
 
 /**
- * Best guess first within a row tile: what is fast with bounds checks, as in a browser. Without them the others win by a tenth, and 64
- * rows cost more than they save where loads are small (shaders/README.md): the tuner finds out.
+ * Best guess first within a row tile: what is fast with bounds checks, as in a browser. Without them the others win, and 64 rows cost
+ * more than they save where loads are small (shaders/README.md): the tuner finds out.
  */
 export const MATRIX_SHAPES: readonly MatrixShape[] = [
-  { rows: 64, tokens: 16, subgroups: 8, fetch: 'softmax', splitQ: true, fixed: true },
-  { rows: 64, tokens: 16, subgroups: 8, fetch: 'softmax', splitQ: true, fixed: false },
-  { rows: 32, tokens: 32, subgroups: 8, fetch: 'softmax', splitQ: false, fixed: true },
-  { rows: 32, tokens: 32, subgroups: 8, fetch: 'softmax', splitQ: false, fixed: false },
+  { rows: 64, tokens: 16, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: true, fixed: true },
+  { rows: 64, tokens: 16, subgroups: 8, tiles: 2, fetch: 'scores', splitQ: false, fixed: false },
+  { rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: false, fixed: true },
+  { rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: false, fixed: false },
   // For blocks of 16.
-  { rows: 32, tokens: 16, subgroups: 8, fetch: 'softmax', splitQ: false, fixed: true },
-  { rows: 16, tokens: 16, subgroups: 4, fetch: 'scores', splitQ: false, fixed: true },
-  { rows: 16, tokens: 16, subgroups: 4, fetch: 'scores', splitQ: false, fixed: false },
+  { rows: 32, tokens: 16, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: false, fixed: true },
+  { rows: 16, tokens: 16, subgroups: 4, tiles: 1, fetch: 'scores', splitQ: false, fixed: true },
+  { rows: 16, tokens: 16, subgroups: 4, tiles: 1, fetch: 'scores', splitQ: false, fixed: false },
 ];
 
 /** @returns the configuration, or `key: reason` where there is none for these widths and this subgroup size */
 export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV: number }, { syntax, subgroupSize }: MatrixTraits): MatrixDecodeConfig | string {
-  const { rows, tokens, subgroups, fetch, splitQ, fixed } = shape;
+  const { rows, tokens, subgroups, tiles, fetch, splitQ, fixed } = shape;
   const keyTiles = tokens / 16;
   const slices = subgroups / ((rows / 16) * keyTiles);
-  const key = `matrix ${rows}x${tokens} ${subgroups}/${slices}${keyTiles === 1 ? '' : `x${keyTiles}`} ${fetch}${splitQ ? ' split' : ''}${fixed ? ' fixed' : ''}`;
+  const key = `matrix ${rows}x${tokens} ${subgroups}/${slices}${keyTiles === 1 ? '' : `x${keyTiles}`}${tiles === 1 ? '' : ` ${tiles} tiles`} ${fetch}${splitQ ? ' split' : ''}${fixed ? ' fixed' : ''}`;
   const threads = subgroups * subgroupSize;
   if (dQk % (16 * slices) !== 0) return `${key}: d_qk = ${dQk} is not a multiple of ${16 * slices}`;
   if (dV % (16 * subgroups) !== 0) return `${key}: d_v = ${dV} is not a multiple of ${16 * subgroups}`;
@@ -81,10 +83,10 @@ export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV:
     TILE_SIZE: tokens * strides.KV_STRIDE,
     PROBS_SIZE: rows * strides.P_STRIDE,
     Q_SIZE: splitQ ? rows * strides.Q_STRIDE : 0,
-    SLICES_SIZE: Math.max(slices * rows * strides.S_STRIDE, 64 * Math.min(SCRATCH_SUBGROUPS, subgroups), threads),
+    SLICES_SIZE: Math.max(slices * rows * strides.S_STRIDE, 64 * subgroups, threads),
   };
   return {
     ...shape, tier: 'matrix', key, syntax, threads, slices, sliceSteps, qHeld, strides, sizes,
-    workgroupBytes: 16 * (sizes.TILE_SIZE + sizes.Q_SIZE + sizes.SLICES_SIZE) + 8 * sizes.PROBS_SIZE + 4 * rows + 16,
+    workgroupBytes: 16 * (tiles * sizes.TILE_SIZE + sizes.Q_SIZE + sizes.SLICES_SIZE) + 8 * sizes.PROBS_SIZE + 4 * rows + 16,
   };
 }
