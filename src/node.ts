@@ -77,7 +77,12 @@ function candidates(options: NodeCreateOptions): Candidate[] {
   const cuda: Candidate = { backend: 'cuda', open: (reason) => createCudaBackend(options, reason) };
   const webgpu: Candidate = {
     backend: 'webgpu',
-    open: async (reason) => createWebGpuBackend(given ? options : { ...options, gpu: await nodeGpu(options.dawn) }, reason, { store: fileStore(), variant: given ? '' : (options.dawn ?? DAWN_TOGGLES).join(' ') }),
+    open: async (reason) => {
+      const { dawn = DAWN_TOGGLES } = options;
+      if (given) return createWebGpuBackend(options, reason, { store: fileStore() });
+      const unchecked = dawn.some((toggle) => /^enable-dawn-features=(.*,)?disable_robustness(,|$)/.test(toggle));
+      return createWebGpuBackend({ ...options, gpu: await nodeGpu(dawn) }, reason, { store: fileStore(), variant: dawn.join(' '), unchecked });
+    },
   };
   const cpu: Candidate = { backend: 'cpu', open: async (reason) => createCpuBackend(reason) };
   // Who brings a WebGPU device, adapter or gpu means it to be used.

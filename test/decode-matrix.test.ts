@@ -43,6 +43,12 @@ describe('configurations', () => {
     }
   });
 
+  test('without bounds checks those that they would slow down come first', () => {
+    const first = (unchecked: boolean, rows: number): string => decodeCandidates(DEEPSEEK, rows, { ...traits('new'), unchecked }).fits[0]!.key;
+    expect([64, 32, 16].map((rows) => first(false, rows))).toEqual(['matrix 64x16 8/2 softmax split fixed', 'matrix 32x32 8/2x2 softmax fixed', 'matrix 16x16 4/4 scores fixed']);
+    expect([64, 32, 16].map((rows) => first(true, rows))).toEqual(['matrix 64x16 8/2 2 tiles scores', 'matrix 32x32 8/2x2 softmax', 'matrix 16x16 4/4 scores']);
+  });
+
   test('widths that the matrices do not divide go to the next tier, and why is said', () => {
     const { fits, rejected } = decodeCandidates({ dQk: 48, dV: 32, dtype: 'bf16', blockSize: 64 }, 16, traits('new'));
     expect(fits[0]!.tier).toBe('subgroup');

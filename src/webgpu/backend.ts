@@ -30,6 +30,8 @@ export interface TuneEnvironment {
   readonly store: TuneStore;
   /** What else about WebGPU here changes times, such as toggles of Dawn. */
   readonly variant?: string;
+  /** Whether it is known to leave bounds checks out of shaders. */
+  readonly unchecked?: boolean;
 }
 
 /** @throws MlaError backend-unavailable, invalid-argument, device-lost */
@@ -58,10 +60,10 @@ class WebGpuBackend implements Backend {
   readonly #step: StepEncoder;
   readonly #lookup = (id: TensorId): Storage => this.#tensor(id);
 
-  constructor(gpu: GpuContext, { notes, ...tier }: TierChoice, reason: string, { store, variant = '', mode }: TuneEnvironment & { mode: TuneMode }) {
+  constructor(gpu: GpuContext, { notes, ...tier }: TierChoice, reason: string, { store, variant = '', unchecked = false, mode }: TuneEnvironment & { mode: TuneMode }) {
     const { limits, vendor, architecture, software } = gpu;
     this.#gpu = gpu;
-    const traits: DeviceTraits = { limits, vendor, architecture, kind: software ? 'software' : 'gpu', ...tier };
+    const traits: DeviceTraits = { limits, vendor, architecture, kind: software ? 'software' : 'gpu', unchecked, ...tier };
     const bindGroups = new BindGroups(gpu.device);
     this.#memory = new DeviceMemory(gpu, (buffer) => bindGroups.forget(buffer));
     this.#machine = { gpu, memory: this.#memory, kernels: new KernelCache(gpu), bindGroups, traits };

@@ -10,7 +10,7 @@ import type { ScheduleInfo } from '../mla.ts';
 import { chooseRowTile } from '../schedule.ts';
 import type { Problem } from '../validate.ts';
 import { candidates, occupancy, type Candidate } from './candidates.ts';
-import { MATRIX_SHAPES, matrixConfig, type MatrixDecodeConfig } from './matrix-config.ts';
+import { matrixConfig, matrixShapes, type MatrixDecodeConfig } from './matrix-config.ts';
 import type { MatrixTraits } from './matrix-test.ts';
 import type { SubgroupSize } from './subgroup-test.ts';
 import { TIERS, type Tier } from './tier.ts';
@@ -40,6 +40,8 @@ export interface DeviceTraits {
   readonly subgroupSize?: SubgroupSize | undefined;
   /** matrix tier. */
   readonly matrix?: MatrixTraits | undefined;
+  /** Whether shaders are known to be compiled without bounds checks. */
+  readonly unchecked?: boolean;
 }
 
 export type DeviceKind = 'gpu' | 'software';
@@ -127,7 +129,7 @@ function inOrder(fits: readonly DecodeConfig[], rows: number): DecodeConfig[] {
 /** All there are for these widths; what there is none for, as `key: reason`. */
 function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): (DecodeConfig | string)[] {
   const { matrix } = traits;
-  if (tier === 'matrix') return matrix ? MATRIX_SHAPES.map((shape) => matrixConfig(shape, problem, matrix)) : [];
+  if (tier === 'matrix') return matrix ? matrixShapes(traits).map((shape) => matrixConfig(shape, problem, matrix)) : [];
   return candidates(tier, traits).map((candidate) => complete(tier, candidate, problem, traits));
 }
 

@@ -50,10 +50,7 @@ export interface MatrixDecodeConfig extends MatrixShape {
   readonly workgroupBytes: number;
 }
 
-/**
- * Best guess first within a row tile: what is fast with bounds checks, as in a browser. Without them the others win, and 64 rows cost
- * more than they save where loads are small (shaders/README.md): the tuner finds out.
- */
+/** 64 rows cost more than they save where loads are small (shaders/README.md): the tuner finds out. */
 export const MATRIX_SHAPES: readonly MatrixShape[] = [
   { rows: 64, tokens: 16, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: true, fixed: true },
   { rows: 64, tokens: 16, subgroups: 8, tiles: 2, fetch: 'scores', splitQ: false, fixed: false },
@@ -64,6 +61,11 @@ export const MATRIX_SHAPES: readonly MatrixShape[] = [
   { rows: 16, tokens: 16, subgroups: 4, tiles: 1, fetch: 'scores', splitQ: false, fixed: true },
   { rows: 16, tokens: 16, subgroups: 4, tiles: 1, fetch: 'scores', splitQ: false, fixed: false },
 ];
+
+/** All, best guess first within a row tile: without bounds checks those that are not `fixed` win. */
+export function matrixShapes({ unchecked = false }: { readonly unchecked?: boolean }): readonly MatrixShape[] {
+  return [...MATRIX_SHAPES].sort((a, b) => Number(a.fixed === unchecked) - Number(b.fixed === unchecked));
+}
 
 /** @returns the configuration, or `key: reason` where there is none for these widths and this subgroup size */
 export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV: number }, { syntax, subgroupSize }: MatrixTraits): MatrixDecodeConfig | string {
