@@ -15,7 +15,7 @@
 // raises an event; then, rarely, the row's maximum is found, P made again, and O rescaled by way of workgroup memory. So P fills f16's
 // range, and O is exact relative to the reference.
 // Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold shows in every score it is part of, and
-// sends the workgroup to `exact`, which does the same sequence again in f32.
+// sends the workgroup to `exact` (decode_exact.wgsl), which does the same sequence again in f32.
 //
 // What lives where: O and Q as matrices in registers for as long as the sequence, but for the last of each slice's columns of Q where
 // Q is split; the next step's rows in registers, from where the launcher puts FETCH; the KV tiles, the slices of S, P, and what is left of
@@ -25,7 +25,7 @@
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices. It writes what lines of capitals stand for: FETCH, CONVERT, STAGE, SCORES, OUTPUT, and TURNS, a loop's head.
+// for subgroup matrices, and decode_exact.wgsl. It writes what lines of capitals stand for: FETCH, CONVERT, STAGE, SCORES, OUTPUT, and TURNS, a loop's head.
 
 /// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum.
 var<workgroup> row_scale: array<f32, ROWS>;
@@ -120,12 +120,6 @@ fn row_exponent(most: u32) -> i32 {
   return clamp(exponent - 14, -126, 126);
 }
 
-fn dot8(a: vec4<u32>, b: vec4<u32>) -> f32 {
-  var sum = 0.0;
-  for (var i = 0u; i < 4u; i++) { sum += unpack_low(a[i]) * unpack_low(b[i]) + unpack_high(a[i]) * unpack_high(b[i]); }
-  return sum;
-}
-
 // Four columns of a row of O, to `out` or to the partial results.
 fn write_quad(w: Work, row: u32, quad: u32, o: vec4<f32>, sum: f32) {
   let rows = w.s_q * w.group;
@@ -148,78 +142,6 @@ fn write_lse(w: Work, row: u32, highest: f32, sum: f32) {
     partials[plan[PLAN_LSE_AT] + (u32(w.partial) * H_KV + w.head_kv) * rows + row] = vec2<f32>(lse_log2, 0.0);
   } else {
     lse[(w.seq * H_KV + w.head_kv) * rows + (row % w.group) * w.s_q + row / w.group] = lse_bits(highest, sum);
-  }
-}
-
-// One sequence again, in f32: 4 rows at a time, a thread a score, then items of 8 columns of O a thread. Rare, not fast.
-fn exact(w: Work, thread: u32, scale_log2: f32) {
-  let tokens = THREADS / 4u;
-  let mine = thread / tokens;
-  for (var row0 = 0u; row0 < ROWS; row0 += 4u) {
-    var acc: array<vec4<f32>, 2u * EXACT_ITEMS>;
-    for (var i = 0u; i < 2u * EXACT_ITEMS; i++) { acc[i] = vec4<f32>(); }
-    var highest = vec4<f32>(LOWEST);
-    var sum = vec4<f32>();
-    let limit = limit_of(w, row0 + mine);
-    let at = q_at(w, row0 + mine);
-    for (var token0 = w.begin; token0 < w.end; token0 += tokens) {
-      let token = token0 + thread % tokens;
-      var score = LOWEST;
-      if (token < limit) {
-        let k = kv_row(w, token);
-        var dot = 0.0;
-        for (var i = 0u; i < VECS; i++) { dot += dot8(q[at + i], load_kv(k.x, k.y + i)); }
-        score = dot * scale_log2;
-      }
-      slices_put(thread, vec4<f32>(score));
-      workgroupBarrier();
-      // Every thread follows the maximum and the sum of all 4 rows.
-      var next = highest;
-      for (var t = 0u; t < tokens; t++) {
-        #unroll i < 4
-        next[$iu] = max(next[$iu], slices_get($iu * tokens + t).x);
-        #end
-      }
-      let factor = exp2(highest - next);
-      highest = next;
-      sum *= factor;
-      for (var i = 0u; i < EXACT_ITEMS; i++) {
-        let f = factor[((thread + i * THREADS) / V_VECS) % 4u];
-        acc[2u * i] *= f;
-        acc[2u * i + 1u] *= f;
-      }
-      for (var t = 0u; t < tokens && token0 + t < w.end; t++) {
-        let k = kv_row(w, token0 + t);
-        var p: vec4<f32>;
-        #unroll i < 4
-        p[$iu] = slices_get($iu * tokens + t).x;
-        #end
-        let visible = vec4<bool>(
-          token0 + t < limit_of(w, row0), token0 + t < limit_of(w, row0 + 1u),
-          token0 + t < limit_of(w, row0 + 2u), token0 + t < limit_of(w, row0 + 3u));
-        p = select(vec4<f32>(), exp2_or_nan(p - highest), visible);
-        sum += p;
-        for (var i = 0u; i < EXACT_ITEMS; i++) {
-          let item = thread + i * THREADS;
-          let r = (item / V_VECS) % 4u;
-          if (!visible[r]) { continue; }
-          let v = load_kv(k.x, k.y + item % V_VECS);
-          acc[2u * i] += p[r] * vec4<f32>(unpack_low(v.x), unpack_high(v.x), unpack_low(v.y), unpack_high(v.y));
-          acc[2u * i + 1u] += p[r] * vec4<f32>(unpack_low(v.z), unpack_high(v.z), unpack_low(v.w), unpack_high(v.w));
-        }
-      }
-      workgroupBarrier();
-    }
-    for (var i = 0u; i < EXACT_ITEMS; i++) {
-      let item = thread + i * THREADS;
-      let r = item / V_VECS;
-      let row = w.row_base + row0 + r;
-      if (r < 4u && row < w.s_q * w.group) {
-        write_quad(w, row, 2u * (item % V_VECS), acc[2u * i], sum[r]);
-        write_quad(w, row, 2u * (item % V_VECS) + 1u, acc[2u * i + 1u], sum[r]);
-        if (item % V_VECS == 0u) { write_lse(w, row, highest[r], sum[r]); }
-      }
-    }
   }
 }
 

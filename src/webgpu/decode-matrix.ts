@@ -1,5 +1,6 @@
-/** Launcher of shaders/decode_matrix.wgsl: the split-KV kernel on subgroup matrices. */
+/** Launcher of shaders/decode_matrix.wgsl and decode_exact.wgsl: the split-KV kernel on subgroup matrices. */
 import bf16Source from '../../shaders/bf16.wgsl?raw';
+import exactSource from '../../shaders/decode_exact.wgsl?raw';
 import matrixSource from '../../shaders/decode_matrix.wgsl?raw';
 import type { KernelProblem, Segmentation } from './config.ts';
 import { constants, expand, kvBindings, loadKv, type Kernels } from './kernel.ts';
@@ -134,7 +135,7 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, confi
     .replace(/^ *OUTPUT$/m, output(values, fixed))
     // With bounds checks compilers also count the turns of a loop that may not end, in every thread.
     .replace(/\bTURNS\b(?= \{)/, fixed ? 'for (var turn = 0u; turn < 0x7fffffffu; turn++)' : 'loop');
-  const body = expand(source, values);
+  const body = expand([source, exactSource].join('\n'), values);
   return [constants(values), expand(ARRAYS[syntax], values), loadKv(segments, 'vec4<u32>'), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
 }
 
