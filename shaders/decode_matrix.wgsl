@@ -15,17 +15,17 @@
 // raises an event; then, rarely, the row's maximum is found, P made again, and O rescaled by way of workgroup memory. So P fills f16's
 // range, and O is exact relative to the reference.
 // Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold shows in every score it is part of, and
-// sends the workgroup to `exact` (decode_exact.wgsl), which does the same sequence again in f32.
+// (as does a cache of numbers so small that f16 loses them) sends the workgroup to `exact` (decode_exact.wgsl), which does the same sequence again in f32.
 //
 // What lives where: O and Q as matrices in registers for as long as the sequence, but for the last of each slice's columns of Q where
 // Q is split; the next step's rows in registers, from where the launcher puts FETCH; the KV tiles, the slices of S, P, and what is left of
 // Q in workgroup memory. Neighbours there lie a padded row apart, so that the 8 rows of a matrix load meet different banks. In the padding
-// behind a row of P is what is known of the row: its scores' scale, its reference, and the first key that it does not see. Its sum is in the
+// behind a row of P is the row's state: its scores' scale and its reference, then the first key that it does not see. Its sum is in the
 // registers of its lanes. Registers are what this kernel is short of: whatever is not used at each step is somewhere else.
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices, and decode_exact.wgsl. It writes what lines of capitals stand for: FETCH, CONVERT, STAGE, SCORES, OUTPUT, and TURNS, a loop's head.
+// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH, CONVERT, STAGE, SCORES, OUTPUT, and TURNS, a loop's head.
 
 /// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum.
 var<workgroup> row_scale: array<f32, ROWS>;
@@ -41,10 +41,11 @@ const TOO_HIGH = 1u;
 const RESCALE = 2u;
 const OUT_OF_RANGE = 4u;
 const LAST = 8u;
+const ORDINARY = 16u;
 // A row's largest probability is 2^START when its reference is set and 2^(START + HEADROOM) at most.
 const START = 7.0;
 const HEADROOM = 8.0;
-// The bits of bf16 2^-9: beside a number as large f16 loses no small ones that matter.
+// The bits of bf16 2^-9: a number as large is ordinary, and f16 loses none beside it that matters.
 const SMALLEST = 0x3b00u;
 
 /// What a workgroup knows of its rows and of the sequence at hand.
@@ -96,9 +97,6 @@ fn halves(x: vec4<u32>) -> vec4<u32> {
     bitcast<u32>(vec2<f16>(vec2<f32>(low.x, high.x))), bitcast<u32>(vec2<f16>(vec2<f32>(low.y, high.y))),
     bitcast<u32>(vec2<f16>(vec2<f32>(low.z, high.z))), bitcast<u32>(vec2<f16>(vec2<f32>(low.w, high.w))));
 }
-
-// Two of them.
-fn half_pair(x: u32) -> u32 { return select(x, bitcast<u32>(vec2<f16>(vec2<f32>(unpack_low(x), unpack_high(x)))), IS_BF16); }
 
 fn finite_half(x: u32) -> u32 {
   let low = select(x & 0xffffu, 0u, (x & 0x7c00u) == 0x7c00u);
@@ -222,7 +220,6 @@ fn main(
   let owner = thread < ROWS * ROW_THREADS;
   let row = min(thread / ROW_THREADS, ROWS - 1u);
   let lane = thread % ROW_THREADS;
-  let state_at = row * P_STRIDE + TOKENS / 4u;
 
   for (var seq = first_seq; seq <= last_seq; seq++) {
     w.seq = seq;
@@ -294,16 +291,12 @@ fn main(
     #unroll v < STAGE_LOADS
     var x_$v = vec4<u32>();
     #end
-    #if STAGE_HALF
-    var x_half = vec2<u32>();
-    #end
     {
       let fetched = w.begin;
       FETCH
     }
-    // Numbers so small that f16 loses some of them. Several tokens': the first may be an attention sink, of small numbers.
-    let most = subgroupMax(magnitude(x_0));
-    if (IS_BF16 && most < SMALLEST && most > 0u) { atomicOr(&events, OUT_OF_RANGE); }
+    // Some of the first step's numbers stand for all: if none of them is, the cache may be of numbers that f16 loses.
+    if (!IS_BF16 || magnitude(x_0) >= SMALLEST) { atomicOr(&events, ORDINARY); }
     #if CONVERT_EARLY
     CONVERT
     #end
@@ -318,8 +311,8 @@ fn main(
     workgroupBarrier();
     #end
     if (owner && lane == 0u) {
-      probs_put(state_at, vec2<u32>(bitcast<u32>(row_scale[row]), bitcast<u32>(LOWEST)));
-      probs_put(state_at + 1u, vec2<u32>(limit_of(w, row), 0u));
+      state_put(row, 0u, vec2<u32>(bitcast<u32>(row_scale[row]), bitcast<u32>(LOWEST)));
+      state_put(row, 1u, vec2<u32>(limit_of(w, row), 0u));
     }
 
     // The end comes with the events: a compiler that can tell how often a loop runs copies its body, past what the
@@ -367,7 +360,7 @@ fn main(
       #end
       var state = vec2<f32>();
       if (ALL_OWN || owner) {
-        state = bitcast<vec2<f32>>(probs_get(state_at));
+        state = bitcast<vec2<f32>>(state_get(row, 0u));
         #unroll j < LANE_QUADS
         sum_$j = scores_of(row, quad_$j);
         #end
@@ -383,7 +376,11 @@ fn main(
         var raised = 0u;
         #unroll j < LANE_QUADS
         var above_$j = fma(sum_$j, vec4<f32>(state.x), vec4<f32>(-state.y));
-        if (ragged) { above_$j = select(vec4<f32>(LOWEST), above_$j, visible(token0 + quad_$j * 4u, probs_get(state_at + 1u).x)); }
+        if (ragged) {
+          let seen_$j = visible(token0 + quad_$j * 4u, state_get(row, 1u).x);
+          above_$j = select(vec4<f32>(LOWEST), above_$j, seen_$j);
+          sum_$j = select(vec4<f32>(), sum_$j, seen_$j);
+        }
         raised |= event_of(sum_$j, above_$j);
         let p_$j = probability(above_$j);
         probs_put(row * P_STRIDE + quad_$j, packed(p_$j));
@@ -397,12 +394,13 @@ fn main(
       #end
       let event = workgroupUniformLoad(&events);
       if ((event & (TOO_HIGH | OUT_OF_RANGE)) != 0u) {
-        if ((event & OUT_OF_RANGE) != 0u) {
+        // The first step with a key that a row sees comes this way.
+        if ((event & OUT_OF_RANGE) != 0u || (event & ORDINARY) == 0u) {
           outside = true;
           break;
         }
         let reference = state.y;
-        let limit = probs_get(state_at + 1u).x;
+        let limit = state_get(row, 1u).x;
         var highest = LOWEST;
         #unroll j < LANE_QUADS
         let score_$j = select(vec4<f32>(LOWEST), scores_of(row, quad_$j) * state.x, visible(token0 + quad_$j * 4u, limit));
@@ -412,13 +410,17 @@ fn main(
         highest = max(highest, subgroupShuffleXor(highest, 1u << $xu));
         #end
         var factor = 1.0;
+        var next = reference;
         if ((ALL_OWN || owner) && highest > reference + (START + HEADROOM)) {
-          let next = highest - START;
+          next = highest - START;
           if (reference != LOWEST) {
             factor = exp2(reference - next);
             atomicOr(&events, RESCALE);
           }
-          if (lane == 0u) { probs_put(state_at, vec2<u32>(bitcast<u32>(state.x), bitcast<u32>(next))); }
+          if (lane == 0u) { state_put(row, 0u, vec2<u32>(bitcast<u32>(state.x), bitcast<u32>(next))); }
+        }
+        if (ALL_OWN || owner) {
+          // Of each row: where scores are so large that their last bit counts, `fma` finds one too high that is not when rounded.
           total = total_before * factor;
           #unroll j < LANE_QUADS
           let p_$j = probability(select(vec4<f32>(LOWEST), score_$j - next, visible(token0 + quad_$j * 4u, limit)));
@@ -476,7 +478,7 @@ fn main(
       #end
       if (owner && lane == 0u) {
         row_scale[row] = total;
-        if (w.row_base + row < w.s_q * w.group) { write_lse(w, w.row_base + row, bitcast<f32>(probs_get(state_at).y), total); }
+        if (w.row_base + row < w.s_q * w.group) { write_lse(w, w.row_base + row, bitcast<f32>(state_get(row, 0u).y), total); }
       }
       #unroll c < OUT_TILES
       #unroll r < ROW_TILES

@@ -173,8 +173,10 @@ describe.each([
     expect(got.out.subarray(4 * dV).every(Number.isNaN)).toBe(true);
   });
 
-  test('a cache of tiny numbers', async () => {
+  // All of it, or after a block of zeros.
+  test.each([0, 1])('a cache of tiny numbers, but for %i blocks', async (zeros) => {
     const c = tiny(makeCase({ ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [100], poison: false }));
+    if (zeros > 0) c.kvCache.fill(0, c.blockTable[0]! * c.blockSize * dQk, (c.blockTable[0]! + 1) * c.blockSize * dQk);
     const got = await run(mla, c);
     expectRight(c, got);
     // That bound is made for ordinary numbers: these, times 2^60 again.

@@ -31,12 +31,9 @@ fn q_put(at: u32, x: vec4<u32>) { q_tile[at] = x; }
 #end
 fn tile_get(at: u32) -> vec4<u32> { return kv_tile[at]; }
 fn tile_put(at: u32, x: vec4<u32>) { kv_tile[at] = x; }
-fn tile_put_half(at: u32, half: u32, x: vec2<u32>) {
-  kv_tile[at][2u * half] = x.x;
-  kv_tile[at][2u * half + 1u] = x.y;
-}
-fn probs_get(at: u32) -> vec2<u32> { return probs[at]; }
 fn probs_put(at: u32, x: vec2<u32>) { probs[at] = x; }
+fn state_get(row: u32, i: u32) -> vec2<u32> { return probs[row * P_STRIDE + TOKENS / 4u + i]; }
+fn state_put(row: u32, i: u32, x: vec2<u32>) { probs[row * P_STRIDE + TOKENS / 4u + i] = x; }
 fn slices_get(at: u32) -> vec4<f32> { return slices[at]; }
 fn slices_put(at: u32, x: vec4<f32>) { slices[at] = x; }
 `,
@@ -44,6 +41,7 @@ fn slices_put(at: u32, x: vec4<f32>) { slices[at] = x; }
 var<workgroup> kv_tile: array<f16, 8u * TILES * TILE_SIZE>;
 var<workgroup> probs: array<f16, 4u * PROBS_SIZE>;
 var<workgroup> slices: array<f32, 4u * SLICES_SIZE>;
+var<workgroup> row_state: array<vec2<u32>, 2u * ROWS>;
 #if SPLIT_Q
 var<workgroup> q_tile: array<f16, 8u * Q_SIZE>;
 ${putHalves('q_put', 'q_tile')}
@@ -54,16 +52,6 @@ fn tile_get(at: u32) -> vec4<u32> {
   return x;
 }
 ${putHalves('tile_put', 'kv_tile')}
-fn tile_put_half(at: u32, half: u32, x: vec2<u32>) {
-  for (var i = 0u; i < 2u; i++) {
-    let pair = bitcast<vec2<f16>>(x[i]);
-    kv_tile[8u * at + 4u * half + 2u * i] = pair.x;
-    kv_tile[8u * at + 4u * half + 2u * i + 1u] = pair.y;
-  }
-}
-fn probs_get(at: u32) -> vec2<u32> {
-  return vec2<u32>(bitcast<u32>(vec2<f16>(probs[4u * at], probs[4u * at + 1u])), bitcast<u32>(vec2<f16>(probs[4u * at + 2u], probs[4u * at + 3u])));
-}
 fn probs_put(at: u32, x: vec2<u32>) {
   let low = bitcast<vec2<f16>>(x.x);
   let high = bitcast<vec2<f16>>(x.y);
@@ -72,6 +60,9 @@ fn probs_put(at: u32, x: vec2<u32>) {
   probs[4u * at + 2u] = high.x;
   probs[4u * at + 3u] = high.y;
 }
+// Bits that are no f16 are not safe in an array of f16.
+fn state_get(row: u32, i: u32) -> vec2<u32> { return row_state[2u * row + i]; }
+fn state_put(row: u32, i: u32, x: vec2<u32>) { row_state[2u * row + i] = x; }
 fn slices_get(at: u32) -> vec4<f32> { return vec4<f32>(slices[4u * at], slices[4u * at + 1u], slices[4u * at + 2u], slices[4u * at + 3u]); }
 fn slices_put(at: u32, x: vec4<f32>) {
   slices[4u * at] = x.x;
@@ -116,19 +107,18 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, confi
   const { rows, tokens, threads, subgroups, slices, sliceSteps, qHeld, tiles, fetch, splitQ, fixed, syntax } = config;
   const stageLanes = threads / tokens;
   const vecs = dQk / 8;
-  const half = (vecs % stageLanes) * 2 === stageLanes;
   const rowThreads = Math.min(threads / rows, tokens / 4);
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, TILES: tiles, TWO_TILES: tiles === 2, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
     SLICES: slices, SLICE_STEPS: sliceSteps, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
-    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: half ? Math.floor(vecs / stageLanes) : Math.ceil(vecs / stageLanes), STAGE_HALF: half, FETCH_SCORES: fetch === 'scores',
+    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), FETCH_SCORES: fetch === 'scores',
     CONVERT_EARLY: tiles === 1 && fetch === 'softmax' && fixed, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
     EXACT_ITEMS: Math.ceil((4 * dV) / 8 / threads), ...config.strides, ...config.sizes,
   };
   const source = matrixSource
-    .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed))
+    .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed || tiles === 2))
     .replaceAll(/^ *STAGE$/gm, stage(values))
     .replaceAll(/^ *CONVERT$/gm, conversion(values))
     .replace(/^ *SCORES$/m, scores(values, fixed))
@@ -141,7 +131,7 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, confi
 
 type Counts = Readonly<
   Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number>
-  & Record<'TWO_TILES' | 'CONVERT_EARLY' | 'STAGE_HALF', boolean>
+  & Record<'TWO_TILES' | 'CONVERT_EARLY', boolean>
 >;
 
 function all(count: number, line: (i: number) => string): string[] {
@@ -152,16 +142,13 @@ function all(count: number, line: (i: number) => string): string[] {
  * This thread's share of a step's rows, under way from here on, and where the next step's is. With `clear` the share before it is gone where
  * no rows are left, so that a compiler need not keep it until then.
  */
-function fetchRows({ STAGE_LOADS, STAGE_LANES, STAGE_HALF, VECS }: Counts, segments: number, clear: boolean): string {
-  const from = (segment: number): string[] => [
-    // Past the row's end its last numbers again: a branch of their own would have all loads waited for at its end.
-    ...all(STAGE_LOADS, (v) => {
-      const vec = `stage_vec + ${v * STAGE_LANES}u`;
-      return `x_${v} = kv${segment}[row_at.y + ${(v + 1) * STAGE_LANES <= VECS ? vec : `min(${vec}, VECS - 1u)`}];`;
-    }),
-    ...(STAGE_HALF ? [`let last = row_at.y + stage_vec / 2u + ${STAGE_LOADS * STAGE_LANES}u;`, `x_half = vec2<u32>(kv${segment}[last][stage_vec % 2u * 2u], kv${segment}[last][stage_vec % 2u * 2u + 1u]);`] : []),
-  ];
-  const none = clear ? [...all(STAGE_LOADS, (v) => `x_${v} = vec4<u32>();`), ...(STAGE_HALF ? ['x_half = vec2<u32>();'] : [])] : [];
+function fetchRows({ STAGE_LOADS, STAGE_LANES, VECS }: Counts, segments: number, clear: boolean): string {
+  // Past the row's end its last numbers again: a branch of their own would have all loads waited for at its end.
+  const from = (segment: number): string[] => all(STAGE_LOADS, (v) => {
+    const vec = `stage_vec + ${v * STAGE_LANES}u`;
+    return `x_${v} = kv${segment}[row_at.y + ${(v + 1) * STAGE_LANES <= VECS ? vec : `min(${vec}, VECS - 1u)`}];`;
+  });
+  const none = clear ? all(STAGE_LOADS, (v) => `x_${v} = vec4<u32>();`) : [];
   // In a branch, or a compiler puts the loads off until they are waited for. Not in a branch of a branch, at whose end they would be.
   const loads = segments === 1
     ? ['if (fetched < w.end) {', ...from(0), '} else {', ...none, '}']
@@ -172,17 +159,16 @@ function fetchRows({ STAGE_LOADS, STAGE_LANES, STAGE_HALF, VECS }: Counts, segme
 }
 
 /** This thread's rows as f16. */
-function conversion({ STAGE_LOADS, STAGE_HALF }: Counts): string {
-  return [...all(STAGE_LOADS, (v) => `x_${v} = halves(x_${v});`), ...(STAGE_HALF ? ['x_half = vec2<u32>(half_pair(x_half.x), half_pair(x_half.y));'] : [])].join('\n');
+function conversion({ STAGE_LOADS }: Counts): string {
+  return all(STAGE_LOADS, (v) => `x_${v} = halves(x_${v});`).join('\n');
 }
 
 /** This thread's rows into the tile at `there`. */
 function stage(counts: Counts): string {
-  const { STAGE_LOADS, STAGE_LANES, STAGE_HALF, VECS, CONVERT_EARLY } = counts;
+  const { STAGE_LOADS, STAGE_LANES, VECS, CONVERT_EARLY } = counts;
   return [
     ...(CONVERT_EARLY ? [] : [conversion(counts)]),
     ...all(STAGE_LOADS, (v) => `${(v + 1) * STAGE_LANES <= VECS ? '' : `if (stage_vec + ${v * STAGE_LANES}u < VECS) `}{ tile_put(there + put_at + ${v * STAGE_LANES}u, x_${v}); }`),
-    ...(STAGE_HALF ? [`tile_put_half(there + stage_token * KV_STRIDE + stage_vec / 2u + ${STAGE_LOADS * STAGE_LANES}u, stage_vec % 2u, x_half);`] : []),
   ].join('\n');
 }
 

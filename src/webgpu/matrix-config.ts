@@ -89,6 +89,6 @@ export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV:
   };
   return {
     ...shape, tier: 'matrix', key, syntax, threads, slices, sliceSteps, qHeld, strides, sizes,
-    workgroupBytes: 16 * (tiles * sizes.TILE_SIZE + sizes.Q_SIZE + sizes.SLICES_SIZE) + 8 * sizes.PROBS_SIZE + 4 * rows + 16,
+    workgroupBytes: 16 * (tiles * sizes.TILE_SIZE + sizes.Q_SIZE + sizes.SLICES_SIZE) + 8 * sizes.PROBS_SIZE + (syntax === 'old' ? 16 * rows : 0) + 4 * rows + 16,
   };
 }
