@@ -14,8 +14,9 @@
 // P is made as if a row's reference exponent were to stay, without a look at the row's maximum. Whoever finds a score too far above it
 // raises an event; then, rarely, the row's maximum is found, P made again, and O rescaled by way of workgroup memory. So P fills f16's
 // range, and O is exact relative to the reference.
-// Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold shows in every score it is part of, and
-// (as does a cache of numbers so small that f16 loses them) sends the workgroup to `exact` (decode_exact.wgsl), which does the same sequence again in f32.
+// Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold shows in every score it is part of. It sends
+// the workgroup to `exact` (decode_exact.wgsl), which does the same sequence again in f32; so does a cache of numbers so small that f16
+// loses them.
 //
 // What lives where: O and Q as matrices in registers for as long as the sequence, but for the last of each slice's columns of Q where
 // Q is split; the next step's rows in registers, from where the launcher puts FETCH; the KV tiles, the slices of S, P, and what is left of
@@ -25,7 +26,8 @@
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH, CONVERT, STAGE, SCORES, OUTPUT, and TURNS, a loop's head.
+// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH, CONVERT, STAGE, SCORES, OUTPUT,
+// and TURNS, a loop's head.
 
 /// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum.
 var<workgroup> row_scale: array<f32, ROWS>;
@@ -470,7 +472,6 @@ fn main(
     workgroupBarrier();
     // The end of a sequence: O by way of `slices` to where it belongs, a matrix a subgroup and row tile at a time.
     if (outside) {
-      workgroupBarrier();
       exact(w, thread, scale_log2);
     } else {
       #unroll x < ROW_SHUFFLES
