@@ -11,9 +11,9 @@
 //   output  a subgroup owns OUT_TILES x 16 columns of O for all rows
 // With one tile of keys all wait for all in between. With two, scores and the output of the step before are made together, then softmax
 // and the rows of the step after: a turn more, whose scores nobody wants.
-// P is made as if a row's reference exponent were to stay, without a look at the row's maximum. Whoever finds a score too far above it
-// raises an event; then, rarely, the row's maximum is found, P made again, and O rescaled by way of workgroup memory. So P fills f16's
-// range, and O is exact relative to the reference.
+// P is made as if a row's reference exponent were to stay and each row saw each key, without a look at the row's maximum. Where that is not
+// so, a score is too far above the reference or the step at a sequence's end, someone raises an event; then, rarely, the row's maximum is
+// found, P made again, and O rescaled by way of workgroup memory. So P fills f16's range, and O is exact relative to the reference.
 // Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold shows in every score it is part of. It sends
 // the workgroup to `exact` (decode_exact.wgsl), which does the same sequence again in f32; so does a cache of numbers so small that f16
 // loses them.
@@ -26,8 +26,8 @@
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH, CONVERT, STAGE, SCORES, OUTPUT,
-// and TURNS, a loop's head.
+// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, CONVERT, STAGE, SCORES,
+// OUTPUT, NEXT, and TURNS, a loop's head.
 
 /// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum.
 var<workgroup> row_scale: array<f32, ROWS>;
@@ -38,8 +38,8 @@ alias Right = subgroup_matrix_right<f16, 16, 16>;
 alias Result = subgroup_matrix_result<f32, 16, 16>;
 
 const LOWEST = -3.4028234e38;
-// Events.
-const TOO_HIGH = 1u;
+// Events. LOOK: a step's scores are to be looked at one by one.
+const LOOK = 1u;
 const RESCALE = 2u;
 const OUT_OF_RANGE = 4u;
 const LAST = 8u;
@@ -88,6 +88,10 @@ fn limit_of(w: Work, row: u32) -> u32 {
 
 fn scaled_pair(x: u32, by: f32) -> u32 {
   return bitcast<u32>(vec2<f16>(vec2<f32>(unpack_low(x), unpack_high(x)) * by));
+}
+
+fn scaled(x: vec4<u32>, by: f32) -> vec4<u32> {
+  return vec4<u32>(scaled_pair(x.x, by), scaled_pair(x.y, by), scaled_pair(x.z, by), scaled_pair(x.w, by));
 }
 
 // Eight cached numbers as f16.
@@ -165,14 +169,15 @@ fn kv_row(w: Work, token: u32) -> vec2<u32> { return row_in(w, block_of(w, token
 
 fn visible(token: u32, limit: u32) -> vec4<bool> { return vec4<u32>(token) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit); }
 
-// What four scores ask for, in themselves and from the reference on. An infinite or undefined one comes of a cached number that f16 does
-// not hold: each row that sees it has one, and its sum with others is no number either.
-fn event_of(scores: vec4<f32>, above: vec4<f32>) -> u32 {
-  let highest = max(max(above.x, above.y), max(above.z, above.w));
-  var event = select(0u, TOO_HIGH, highest > START + HEADROOM);
-  let together = scores.x + scores.y + scores.z + scores.w;
-  if (IS_BF16 && (bitcast<u32>(together) & 0x7fffffffu) >= POSITIVE_INFINITY) { event |= OUT_OF_RANGE; }
-  return event;
+// An infinite or undefined score comes of a cached number that f16 does not hold: each row that sees it has one, and its sum with others is
+// no number either.
+fn out_of_range(scores: vec4<f32>) -> bool {
+  return IS_BF16 && (bitcast<u32>(scores.x + scores.y + scores.z + scores.w) & 0x7fffffffu) >= POSITIVE_INFINITY;
+}
+
+// Whether four scores are an event: in themselves, and from the reference on.
+fn is_event(scores: vec4<f32>, above: vec4<f32>) -> bool {
+  return max(max(above.x, above.y), max(above.z, above.w)) > START + HEADROOM || out_of_range(scores);
 }
 
 // Four scores of a row.
@@ -240,26 +245,49 @@ fn main(
     w.table_at = plan[PLAN_TABLE_AT] + seq * plan[PLAN_TABLE_STRIDE];
 
     if (thread == 0u) { atomicStore(&events, 0u); }
-    // Q, 16 rows at a time by way of the KV tile.
+    // The first step's rows.
+    var row_at = kv_row(w, w.begin + stage_token);
+    var next_block = block_of(w, w.begin + TOKENS + stage_token);
+    #unroll v < STAGE_LOADS
+    var x_$v = vec4<u32>();
+    #end
+    {
+      let fetched = w.begin;
+      FETCH
+    }
+    // Q, 16 rows at a time by way of the KV tile, the next 16 under way.
     #unroll k < Q_HELD
     var q_$k = Left();
     #end
+    #unroll v < STAGE_LOADS
+    var y_$v = vec4<u32>();
+    #end
+    {
+      const rows_at = 0u;
+      FETCH_Q
+    }
     #unroll t < ROW_TILES
     workgroupBarrier();
-    for (var i = stage_token; i < 16u; i += TOKENS) {
-      let at = q_at(w, $tu * 16u + i);
+    {
       var most = 0u;
-      for (var v = stage_vec; v < VECS; v += STAGE_LANES) { most = max(most, magnitude(q[at + v])); }
+      #unroll v < STAGE_LOADS
+      most = max(most, magnitude(y_$v));
+      #end
       #unroll x < STAGE_SHUFFLES
       most = max(most, subgroupShuffleXor(most, 1u << $xu));
       #end
       let exponent = row_exponent(most);
-      if (stage_vec == 0u) { row_scale[$tu * 16u + i] = scale_log2 * power_of_two(exponent); }
       let up = power_of_two(-exponent);
-      for (var v = stage_vec; v < VECS; v += STAGE_LANES) {
-        let x = q[at + v];
-        tile_put(i * KV_STRIDE + v, vec4<u32>(scaled_pair(x.x, up), scaled_pair(x.y, up), scaled_pair(x.z, up), scaled_pair(x.w, up)));
+      if (stage_token < 16u) {
+        if (stage_vec == 0u) { row_scale[$tu * 16u + stage_token] = scale_log2 * power_of_two(exponent); }
+        #unroll v < STAGE_LOADS
+        if (stage_vec + $vu * STAGE_LANES < VECS) { tile_put(put_at + $vu * STAGE_LANES, scaled(y_$v, up)); }
+        #end
       }
+    }
+    {
+      const rows_at = $tu * 16u + 16u;
+      FETCH_Q
     }
     workgroupBarrier();
     if (row_tile == $tu) {
@@ -287,16 +315,7 @@ fn main(
     let partly_seen = select(w.end, min(w.end, w.length - min(w.length, w.s_q - 1u)), plan[PLAN_CAUSAL] != 0u);
     var outside = false;
 
-    var row_at = kv_row(w, w.begin + stage_token);
-    var next_block = block_of(w, w.begin + TOKENS + stage_token);
     var token0 = w.begin;
-    #unroll v < STAGE_LOADS
-    var x_$v = vec4<u32>();
-    #end
-    {
-      let fetched = w.begin;
-      FETCH
-    }
     // Some of the first step's numbers stand for all: if none of them is, the cache may be of numbers that f16 loses.
     if (!IS_BF16 || magnitude(x_0) >= SMALLEST) { atomicOr(&events, ORDINARY); }
     #if CONVERT_EARLY
@@ -317,16 +336,24 @@ fn main(
       state_put(row, 1u, vec2<u32>(limit_of(w, row), 0u));
     }
 
-    // The end comes with the events: a compiler that can tell how often a loop runs copies its body, past what the
-    // instruction cache holds.
+    #unroll j < LANE_QUADS
+    let quad_$j = lane + $ju * ROW_THREADS;
+    #end
+    // The end comes with the events: a compiler that can tell how often a loop runs copies its body, past what the instruction cache holds.
+    // Where INNER_LOOP is, an event ends a loop of steps that have none, which has nothing rare in it then.
     if (w.begin < w.end) { TURNS {
       #unroll t < TILES
       {
+      // The keys of the step, and with two tiles those of the step before.
       const here = $tu * TILE_SIZE;
       const there = (TILES - 1u - $tu) * TILE_SIZE;
+      var event = 0u;
+      var p_sum = 0.0; // of the step
+      #if INNER_LOOP
+      TURNS {
+      #end
       #if !TWO_TILES
       STAGE
-      if (thread == 0u && token0 + TOKENS >= w.end) { atomicOr(&events, LAST); }
       workgroupBarrier();
       #end
       #if FETCH_SCORES
@@ -340,24 +367,15 @@ fn main(
       {
         var s = Result();
         SCORES
+        #if CONVERT_SCORES
+        CONVERT
+        #end
         subgroupMatrixStore<row_major>(&slices, s_at, s, S_STRIDE);
       }
       workgroupBarrier();
 
-      // Keys that only some rows see: what is not a number in their V must not reach the others, since 0 * NaN is NaN.
-      // It reaches the rows that see them through the scores.
-      let ragged = token0 + TOKENS > partly_seen;
-      if (ragged) {
-        for (var v = stage_vec; v < V_VECS; v += STAGE_LANES) {
-          let at = here + stage_token * KV_STRIDE + v;
-          let x = tile_get(at);
-          tile_put(at, vec4<u32>(finite_half(x.x), finite_half(x.y), finite_half(x.z), finite_half(x.w)));
-        }
-      }
-
       // softmax, as if the reference were to stay
       #unroll j < LANE_QUADS
-      let quad_$j = lane + $ju * ROW_THREADS;
       var sum_$j = vec4<f32>();
       #end
       var state = vec2<f32>();
@@ -367,72 +385,96 @@ fn main(
         sum_$j = scores_of(row, quad_$j);
         #end
       }
-      #if !FETCH_SCORES
+      #if FETCH_SOFTMAX
       {
         let fetched = token0 + TOKENS;
         FETCH
       }
       #end
-      let total_before = total;
+      var raised = 0u;
+      if (thread == 0u) {
+        const ahead = select(TOKENS, 0u, TWO_TILES);
+        raised = select(0u, LOOK, token0 + TOKENS > partly_seen) | select(0u, LAST, token0 + ahead >= w.end);
+      }
+      p_sum = 0.0;
       if (ALL_OWN || owner) {
-        var raised = 0u;
         #unroll j < LANE_QUADS
-        var above_$j = fma(sum_$j, vec4<f32>(state.x), vec4<f32>(-state.y));
-        if (ragged) {
-          let seen_$j = visible(token0 + quad_$j * 4u, state_get(row, 1u).x);
-          above_$j = select(vec4<f32>(LOWEST), above_$j, seen_$j);
-          sum_$j = select(vec4<f32>(), sum_$j, seen_$j);
-        }
-        raised |= event_of(sum_$j, above_$j);
+        let above_$j = fma(sum_$j, vec4<f32>(state.x), vec4<f32>(-state.y));
+        if (is_event(sum_$j, above_$j)) { raised |= LOOK; }
         let p_$j = probability(above_$j);
         probs_put(row * P_STRIDE + quad_$j, packed(p_$j));
-        total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
+        p_sum += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
         #end
-        if (raised != 0u) { atomicOr(&events, raised); }
       }
       #if TWO_TILES
       STAGE
-      if (thread == 0u && token0 >= w.end) { atomicOr(&events, LAST); }
       #end
-      let event = workgroupUniformLoad(&events);
-      if ((event & (TOO_HIGH | OUT_OF_RANGE)) != 0u) {
-        // The first step with a key that a row sees comes this way.
-        if ((event & OUT_OF_RANGE) != 0u || (event & ORDINARY) == 0u) {
-          outside = true;
-          break;
+      if (raised != 0u) { atomicOr(&events, raised); }
+      event = workgroupUniformLoad(&events);
+      #if INNER_LOOP
+      if ((event & (LOOK | LAST)) != 0u) { break; }
+      total += p_sum;
+      OUTPUT
+      NEXT
+      }
+      #end
+
+      #if TWO_TILES
+      // The scores were nobody's.
+      if ((event & LAST) != 0u) { break; }
+      #end
+      if ((event & LOOK) != 0u) {
+        // The first step of a sequence, and those with keys that only some rows see, come this way too.
+        if (token0 + TOKENS > partly_seen) {
+          // What is not a number in a key's V must not reach rows that do not see it, since 0 * NaN is NaN. It reaches those that do through
+          // the scores.
+          for (var v = stage_vec; v < V_VECS; v += STAGE_LANES) {
+            let at = here + stage_token * KV_STRIDE + v;
+            let x = tile_get(at);
+            tile_put(at, vec4<u32>(finite_half(x.x), finite_half(x.y), finite_half(x.z), finite_half(x.w)));
+          }
         }
-        let reference = state.y;
+        let state = bitcast<vec2<f32>>(state_get(row, 0u));
         let limit = state_get(row, 1u).x;
         var highest = LOWEST;
         #unroll j < LANE_QUADS
-        let score_$j = select(vec4<f32>(LOWEST), scores_of(row, quad_$j) * state.x, visible(token0 + quad_$j * 4u, limit));
+        let seen_$j = visible(token0 + quad_$j * 4u, limit);
+        let seen_sum_$j = select(vec4<f32>(), scores_of(row, quad_$j), seen_$j);
+        let score_$j = select(vec4<f32>(LOWEST), seen_sum_$j * state.x, seen_$j);
         highest = max(highest, max(max(score_$j.x, score_$j.y), max(score_$j.z, score_$j.w)));
+        if ((ALL_OWN || owner) && out_of_range(seen_sum_$j)) { atomicOr(&events, OUT_OF_RANGE); }
         #end
         #unroll x < ROW_SHUFFLES
         highest = max(highest, subgroupShuffleXor(highest, 1u << $xu));
         #end
         var factor = 1.0;
-        var next = reference;
-        if ((ALL_OWN || owner) && highest > reference + (START + HEADROOM)) {
+        var next = state.y;
+        if ((ALL_OWN || owner) && highest > next + (START + HEADROOM)) {
           next = highest - START;
-          if (reference != LOWEST) {
-            factor = exp2(reference - next);
+          if (state.y != LOWEST) {
+            factor = exp2(state.y - next);
             atomicOr(&events, RESCALE);
           }
-          if (lane == 0u) { state_put(row, 0u, vec2<u32>(bitcast<u32>(state.x), bitcast<u32>(next))); }
         }
+        p_sum = 0.0;
         if (ALL_OWN || owner) {
           // Of each row: where scores are so large that their last bit counts, `fma` finds one too high that is not when rounded.
-          total = total_before * factor;
+          total *= factor;
           #unroll j < LANE_QUADS
-          let p_$j = probability(select(vec4<f32>(LOWEST), score_$j - next, visible(token0 + quad_$j * 4u, limit)));
+          let p_$j = probability(select(vec4<f32>(LOWEST), score_$j - next, seen_$j));
           probs_put(row * P_STRIDE + quad_$j, packed(p_$j));
-          total += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
+          p_sum += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
           #end
         }
         if ((ALL_OWN || owner) && lane == 0u) { row_scale[row] = factor; }
         let moved = workgroupUniformLoad(&events);
-        if (thread == 0u) { atomicAnd(&events, ~(TOO_HIGH | RESCALE)); }
+        if ((moved & OUT_OF_RANGE) != 0u || (moved & ORDINARY) == 0u) {
+          outside = true;
+          break;
+        }
+        if (thread == 0u) { atomicAnd(&events, ~(LOOK | RESCALE)); }
+        // All lanes of the row have read it.
+        if ((ALL_OWN || owner) && lane == 0u) { state_put(row, 0u, vec2<u32>(bitcast<u32>(state.x), bitcast<u32>(next))); }
         if ((moved & RESCALE) != 0u) {
           // O by way of `slices`, a matrix a subgroup at a time.
           #unroll r < ROW_TILES
@@ -450,21 +492,12 @@ fn main(
           #end
         }
       }
-
-      #if !TWO_TILES
-      // output
+      total += p_sum;
       OUTPUT
-      #end
-      #if CONVERT_EARLY
-      if (token0 + TOKENS < w.end) {
-        CONVERT
-      }
-      #end
-      if ((event & LAST) != 0u) { break; }
-      token0 += TOKENS;
       #if !TWO_TILES
-      workgroupBarrier();
+      if ((event & LAST) != 0u) { break; }
       #end
+      NEXT
       }
       #end
     } }

@@ -45,7 +45,7 @@ describe('configurations', () => {
 
   test('without bounds checks those that they would slow down come first', () => {
     const first = (unchecked: boolean, rows: number): string => decodeCandidates(DEEPSEEK, rows, { ...traits('new'), unchecked }).fits[0]!.key;
-    expect([64, 32, 16].map((rows) => first(false, rows))).toEqual(['matrix 64x16 8/2 softmax split fixed', 'matrix 32x32 8/2x2 softmax fixed', 'matrix 16x16 4/4 scores fixed']);
+    expect([64, 32, 16].map((rows) => first(false, rows))).toEqual(['matrix 64x16 8/2 scores split fixed', 'matrix 32x32 8/2x2 softmax fixed', 'matrix 16x16 4/4 scores fixed']);
     expect([64, 32, 16].map((rows) => first(true, rows))).toEqual(['matrix 64x16 8/2 2 tiles scores', 'matrix 32x32 8/2x2 softmax', 'matrix 16x16 4/4 scores']);
   });
 
@@ -53,6 +53,15 @@ describe('configurations', () => {
     const { fits, rejected } = decodeCandidates({ dQk: 48, dV: 32, dtype: 'bf16', blockSize: 64 }, 16, traits('new'));
     expect(fits[0]!.tier).toBe('subgroup');
     expect(rejected.filter((why) => /^matrix .*: d_(qk|v) = (48|32) is not a multiple/.test(why)).length).toBe(MATRIX_SHAPES.length);
+  });
+
+  test('threads past the end of a row ask for its last vector again', () => {
+    const shape = MATRIX_SHAPES.find(({ tiles }) => tiles === 2)!;
+    const problem = { ...DEEPSEEK, dQk: 192, dV: 128 };
+    const config = matrixConfig(shape, problem, { syntax: 'new', subgroupSize: 64 }) as MatrixDecodeConfig;
+    expect(config.threads / config.tokens).toBeGreaterThan(problem.dQk / 8);
+    const text = decodeMatrixShader({ ...problem, hKv: 1 }, config, { segments: 1, blocksPerSegment: 1820 });
+    expect(text.match(/^[xy]_0 = .*$/gm)!.filter((line) => !line.includes('min(stage_vec + 0u, VECS - 1u)') && !/= (vec4<u32>\(\)|halves\(x_0\));$/.test(line))).toEqual([]);
   });
 
   test('blocks smaller than a step decline it', () => {
@@ -115,7 +124,7 @@ describe.each([
   ['matrix 16x16 4/4 scores fixed', 64],
   ['matrix 32x32 8/2x2 softmax', 128],
   ['matrix 32x32 8/2x2 softmax fixed', 128],
-  ['matrix 32x32 8/2x2 softmax split fixed', 128],
+  ['matrix 32x32 8/2x2 scores split fixed', 128],
   ['matrix 32x16 8/4 2 tiles scores', 128],
 ])('the kernel, with emulated matrices: %s', (key, dV) => {
   const dQk = dV + 64;
@@ -125,7 +134,7 @@ describe.each([
   const usual = shapes.length;
   beforeAll(async () => {
     // Eight emulated subgroups are too few threads for 64 rows. How Q is split, and how two tiles take turns, does not depend on them.
-    shapes.push({ rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: true, fixed: true });
+    shapes.push({ rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'scores', splitQ: true, fixed: true });
     shapes.push({ rows: 32, tokens: 16, subgroups: 8, tiles: 2, fetch: 'scores', splitQ: false, fixed: false });
     preferred.key = key;
     device = await emulatingDevice();
@@ -166,14 +175,27 @@ describe.each([
     expectRight(c, await run(mla, c));
   });
 
-  // The last key is seen by the last query token only.
-  test.each([0, 2, 5])('NaN in number %i of a key that one row sees', async (column) => {
-    const c = makeCase({ ...narrow, b: 1, sQ: 2, sK: 0, hQ: 4, seqlens: [70], causal: true });
+  // The last key is seen by the last query token only: some rows of a workgroup, or all of one and none of another.
+  test.each([[0, 4], [2, 4], [5, 4], [2, 32]])('NaN in number %i of a key that one query token sees, %i heads', async (column, hQ) => {
+    const c = makeCase({ ...narrow, b: 1, sQ: 2, sK: 0, hQ, seqlens: [70], causal: true });
     c.kvCache[(c.blockTable[1]! * c.blockSize + 5) * dQk + column] = 0x7fc0;
     const got = await run(mla, c);
     expectRight(c, got);
-    expect(got.out.subarray(0, 4 * dV).every(Number.isFinite)).toBe(true);
-    expect(got.out.subarray(4 * dV).every(Number.isNaN)).toBe(true);
+    expect(got.out.subarray(0, hQ * dV).every(Number.isFinite)).toBe(true);
+    expect(got.out.subarray(hQ * dV).every(Number.isNaN)).toBe(true);
+  });
+
+  // Of the first row far above all before, in a step that all rows see whole.
+  test('the highest score at the very end', async () => {
+    const softmaxScale = 40;
+    const c = makeCase({ ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [128], softmaxScale });
+    const q = c.q.subarray(0, dQk);
+    c.kvCache.set(q, (c.blockTable[1]! * c.blockSize + 63) * dQk);
+    expectRight(c, await run(mla, c));
+    // That it is: next to nothing is left of the others.
+    const highest = softmaxScale * q.reduce((sum, bits) => sum + number(bits) ** 2, 0);
+    expect(highest).toBeGreaterThan(40);
+    expect(Math.abs(oracle(c).lse[0]! - highest)).toBeLessThan(1e-3);
   });
 
   // All of it, or after a block of zeros.
@@ -188,6 +210,10 @@ describe.each([
     got.out.forEach((value, i) => expect(Math.abs(value - out[i]!) * 2 ** 60).toBeLessThan(8e-4 + Math.abs(out[i]!) * 2 ** 60 / 64));
   });
 });
+
+function number(bf16: number): number {
+  return new Float32Array(Uint32Array.of(bf16 << 16).buffer)[0]!;
+}
 
 function bits(value: number): number {
   return new Uint32Array(Float32Array.of(value).buffer)[0]! >>> 16;

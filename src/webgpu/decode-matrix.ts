@@ -108,46 +108,52 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, confi
   const stageLanes = threads / tokens;
   const vecs = dQk / 8;
   const rowThreads = Math.min(threads / rows, tokens / 4);
+  const convertScores = tiles === 2 && fetch === 'scores';
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, TILES: tiles, TWO_TILES: tiles === 2, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
     SLICES: slices, SLICE_STEPS: sliceSteps, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
-    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), FETCH_SCORES: fetch === 'scores',
-    CONVERT_EARLY: tiles === 1 && fetch === 'softmax' && fixed, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
+    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), FETCH_SCORES: fetch === 'scores', FETCH_SOFTMAX: fetch === 'softmax',
+    CONVERT_SCORES: convertScores, CONVERT_EARLY: convertScores || (tiles === 1 && fetch === 'softmax' && fixed), INNER_LOOP: fixed && tiles === 1, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
     EXACT_ITEMS: Math.ceil((4 * dV) / 8 / threads), ...config.strides, ...config.sizes,
   };
   const source = matrixSource
+    .replaceAll(/^ *NEXT$/gm, next(values))
+    .replaceAll(/^ *FETCH_Q$/gm, fetchQ(values))
     .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed || tiles === 2))
     .replaceAll(/^ *STAGE$/gm, stage(values))
     .replaceAll(/^ *CONVERT$/gm, conversion(values))
     .replace(/^ *SCORES$/m, scores(values, fixed))
-    .replace(/^ *OUTPUT$/m, output(values, fixed))
-    // With bounds checks compilers also count the turns of a loop that may not end, in every thread.
-    .replace(/\bTURNS\b(?= \{)/, fixed ? 'for (var turn = 0u; turn < 0x7fffffffu; turn++)' : 'loop');
+    .replaceAll(/^ *OUTPUT$/gm, tiles === 2 ? '' : output(values, fixed))
+    // With bounds checks compilers also count the turns of a loop that may not end, in every thread. Without, a bound slows down one tile.
+    .replaceAll(/\bTURNS\b(?= \{)/g, fixed || tiles === 2 ? 'for (var turn = 0u; turn < 0x7fffffffu; turn++)' : 'loop');
   const body = expand([source, exactSource].join('\n'), values);
   return [constants(values), expand(ARRAYS[syntax], values), loadKv(segments, 'vec4<u32>'), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
 }
 
 type Counts = Readonly<
   Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number>
-  & Record<'TWO_TILES' | 'CONVERT_EARLY', boolean>
+  & Record<'TWO_TILES' | 'CONVERT_EARLY' | 'CONVERT_SCORES', boolean>
 >;
 
 function all(count: number, line: (i: number) => string): string[] {
   return Array.from({ length: count }, (_, i) => line(i));
 }
 
+/** Which vector of a row the `v`th of this thread's share is. Past the row's end its last one again: a branch of their own would have all loads waited for at its end. */
+function vecOf(v: number, { STAGE_LANES, VECS }: Counts): string {
+  const vec = `stage_vec + ${v * STAGE_LANES}u`;
+  return (v + 1) * STAGE_LANES <= VECS ? vec : `min(${vec}, VECS - 1u)`;
+}
+
 /**
  * This thread's share of a step's rows, under way from here on, and where the next step's is. With `clear` the share before it is gone where
  * no rows are left, so that a compiler need not keep it until then.
  */
-function fetchRows({ STAGE_LOADS, STAGE_LANES, VECS }: Counts, segments: number, clear: boolean): string {
-  // Past the row's end its last numbers again: a branch of their own would have all loads waited for at its end.
-  const from = (segment: number): string[] => all(STAGE_LOADS, (v) => {
-    const vec = `stage_vec + ${v * STAGE_LANES}u`;
-    return `x_${v} = kv${segment}[row_at.y + ${(v + 1) * STAGE_LANES <= VECS ? vec : `min(${vec}, VECS - 1u)`}];`;
-  });
+function fetchRows(counts: Counts, segments: number, clear: boolean): string {
+  const { STAGE_LOADS } = counts;
+  const from = (segment: number): string[] => all(STAGE_LOADS, (v) => `x_${v} = kv${segment}[row_at.y + ${vecOf(v, counts)}];`);
   const none = clear ? all(STAGE_LOADS, (v) => `x_${v} = vec4<u32>();`) : [];
   // In a branch, or a compiler puts the loads off until they are waited for. Not in a branch of a branch, at whose end they would be.
   const loads = segments === 1
@@ -155,6 +161,24 @@ function fetchRows({ STAGE_LOADS, STAGE_LANES, VECS }: Counts, segments: number,
     : [...none, ...all(segments, (segment) => [`if (fetched < w.end && row_at.x == ${segment}u) {`, ...from(segment), '}'].join('\n'))];
   return [
     ...loads, 'row_at = row_in(w, next_block, within(w, fetched + TOKENS + stage_token));', 'next_block = block_of(w, fetched + 2u * TOKENS + stage_token);',
+  ].join('\n');
+}
+
+/** This thread's share of 16 rows of Q from `rows_at` on, under way from here on. */
+function fetchQ(counts: Counts): string {
+  return [
+    'if (rows_at < ROWS && stage_token < 16u && w.begin < w.end) {',
+    'let at = q_at(w, rows_at + stage_token);',
+    ...all(counts.STAGE_LOADS, (v) => `y_${v} = q[at + ${vecOf(v, counts)}];`),
+    '}',
+  ].join('\n');
+}
+
+/** On to the next step. */
+function next({ TWO_TILES, CONVERT_EARLY, CONVERT_SCORES }: Counts): string {
+  return [
+    ...(CONVERT_EARLY && !CONVERT_SCORES ? ['if (token0 + TOKENS < w.end) {', 'CONVERT', '}'] : []),
+    'token0 += TOKENS;', ...(TWO_TILES ? [] : ['workgroupBarrier();']),
   ].join('\n');
 }
 

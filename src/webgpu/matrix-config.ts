@@ -25,8 +25,9 @@ export interface MatrixShape {
    */
   readonly splitQ: boolean;
   /**
-   * Whether each subgroup has a branch of its own for its products, whose places in workgroup memory are constants, and the loop a
-   * bound: with bounds checks, as in a browser, all that a compiler cannot prove costs several times what the products do.
+   * Whether each subgroup has a branch of its own for its products, whose places in workgroup memory are constants: with bounds checks, as
+   * in a browser, all that a compiler cannot prove costs several times what the products do. With one tile its steps are a loop by
+   * themselves, which has nothing rare in it.
    */
   readonly fixed: boolean;
 }
@@ -52,7 +53,7 @@ export interface MatrixDecodeConfig extends MatrixShape {
 
 /** 64 rows cost more than they save where loads are small (shaders/README.md): the tuner finds out. */
 export const MATRIX_SHAPES: readonly MatrixShape[] = [
-  { rows: 64, tokens: 16, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: true, fixed: true },
+  { rows: 64, tokens: 16, subgroups: 8, tiles: 1, fetch: 'scores', splitQ: true, fixed: true },
   { rows: 64, tokens: 16, subgroups: 8, tiles: 2, fetch: 'scores', splitQ: false, fixed: false },
   { rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: false, fixed: true },
   { rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: false, fixed: false },
