@@ -18,23 +18,26 @@ const ORACLE_FLOPS = 2e8;
 
 process.env['FLASHMLA_ADAPTER'] = 'system';
 
-async function makeMla(tier: Tier): Promise<Mla> {
-  const mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), tier, tune: 'off' });
+/** Shaders with bounds checks, as in a browser, or without, as Node has them where nothing is said: kernels are chosen by that. */
+export type Checks = 'checked' | 'unchecked';
+
+async function makeMla(tier: Tier, checks: Checks): Promise<Mla> {
+  const mla = await createMla({ backend: 'webgpu', ...(checks === 'checked' && { gpu: await softwareGpu() }), tier, tune: 'off' });
   if (!mla.info.software) return mla;
   await mla.destroy();
   throw new Error(`no GPU here: the system's adapter is ${mla.info.device}`);
 }
 
 /** Declares `suite` where the tier is to be tested, and in any case what became of it. */
-async function onTier(tier: Tier, what: string, suite: () => void): Promise<void> {
+async function onTier(tier: Tier, checks: Checks, what: string, suite: () => void): Promise<void> {
   const forced = process.env['FLASHMLA_TIER'] || undefined;
-  const name = `webgpu, ${tier} tier, ${what}`;
+  const name = `webgpu, ${tier} tier, ${checks}, ${what}`;
   if (forced !== undefined && forced !== tier) {
     test.skip(`${name}: FLASHMLA_TIER asks for ${forced}`, () => undefined);
     return;
   }
   let lacking: unknown;
-  await makeMla(tier).then(
+  await makeMla(tier, checks).then(
     async (mla) => {
       console.log(`${name}: on ${mla.info.device}`);
       await mla.destroy();
@@ -55,12 +58,12 @@ async function onTier(tier: Tier, what: string, suite: () => void): Promise<void
 }
 
 /** All but the grid, which has files of its own; the software list shows its axes in other mixtures. */
-export async function suiteOn(tier: Tier): Promise<void> {
+export async function suiteOn(tier: Tier, checks: Checks = 'checked'): Promise<void> {
   const cases = [...new Set([...software, ...full])].filter((options) => !flashMlaGrid.includes(options));
-  await onTier(tier, 'the suite', () => {
-    conformance(`webgpu, ${tier} tier`, () => makeMla(tier), cases, { oracleFlops: ORACLE_FLOPS });
+  await onTier(tier, checks, 'the suite', () => {
+    conformance(`webgpu, ${tier} tier, ${checks}`, () => makeMla(tier, checks), cases, { oracleFlops: ORACLE_FLOPS });
     test('is the tier that was asked for', async () => {
-      const mla = await makeMla(tier);
+      const mla = await makeMla(tier, checks);
       expect(mla.info).toMatchObject({ tier, tierNotes: [], software: false });
       await mla.destroy();
     });
@@ -68,12 +71,12 @@ export async function suiteOn(tier: Tier): Promise<void> {
 }
 
 /** FlashMLA's whole grid, or the part of it that `only` takes. */
-export async function gridOn(tier: Tier, what: string, only: (options: CaseOptions) => boolean): Promise<void> {
-  await onTier(tier, `the grid, ${what}`, () => {
-    describe(`webgpu, ${tier} tier, the grid, ${what}`, () => {
+export async function gridOn(tier: Tier, what: string, only: (options: CaseOptions) => boolean, checks: Checks = 'checked'): Promise<void> {
+  await onTier(tier, checks, `the grid, ${what}`, () => {
+    describe(`webgpu, ${tier} tier, ${checks}, the grid, ${what}`, () => {
       let mla: Mla | undefined;
       beforeAll(async () => {
-        mla = await makeMla(tier);
+        mla = await makeMla(tier, checks);
       });
       afterAll(() => mla?.destroy());
       againstOracle(() => mla!, flashMlaGrid.filter(only), ORACLE_FLOPS);
