@@ -36,7 +36,7 @@ export interface CreateOptions extends DeviceOptions {
 
 function candidates(options: CreateOptions): Candidate[] {
   return [
-    { backend: 'webgpu', open: (reason) => createWebGpuBackend(options, reason, { store: indexedDbStore() }) },
+    { backend: 'webgpu', open: (reason) => createWebGpuBackend(options, reason, { store: indexedDbStore(), processors: globalThis.navigator?.hardwareConcurrency }) },
     { backend: 'cpu', open: async (reason) => createCpuBackend(reason) },
   ];
 }

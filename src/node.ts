@@ -1,4 +1,5 @@
 /** The Node entry: everything of the environment-neutral one, with CUDA on Hopper GPUs and WebGPU from npm `webgpu` (Dawn). */
+import { availableParallelism } from 'node:os';
 import type { Backend } from './backend.ts';
 import { createFrom, openBackend, type Candidate } from './create.ts';
 import { createCpuBackend } from './cpu/backend.ts';
@@ -72,6 +73,19 @@ async function importWebGpu(): Promise<{ create: (options: string[]) => GPU; glo
   }
 }
 
+/** So long, milliseconds: little beside what a software adapter takes for anything. */
+const REST_MS = 0.5;
+const restCell = new Int32Array(new SharedArrayBuffer(4));
+
+/**
+ * Dawn in Node asks at every turn of the event loop whether work is done, and one turn follows the other without a pause: on a processor
+ * that a software adapter would compute on. So this thread sleeps before the next turn.
+ */
+async function rest(): Promise<void> {
+  Atomics.wait(restCell, 0, 0, REST_MS);
+  await new Promise((resolve) => setImmediate(resolve));
+}
+
 function candidates(options: NodeCreateOptions): Candidate[] {
   const given = options.device ?? options.adapter ?? options.gpu;
   const cuda: Candidate = { backend: 'cuda', open: (reason) => createCudaBackend(options, reason) };
@@ -79,9 +93,10 @@ function candidates(options: NodeCreateOptions): Candidate[] {
     backend: 'webgpu',
     open: async (reason) => {
       const { dawn = DAWN_TOGGLES } = options;
-      if (given) return createWebGpuBackend(options, reason, { store: fileStore() });
+      const machine = { store: fileStore(), rest, processors: availableParallelism() };
+      if (given) return createWebGpuBackend(options, reason, machine);
       const unchecked = dawn.some((toggle) => /^enable-dawn-features=(.*,)?disable_robustness(,|$)/.test(toggle));
-      return createWebGpuBackend({ ...options, gpu: await nodeGpu(dawn) }, reason, { store: fileStore(), variant: dawn.join(' '), unchecked });
+      return createWebGpuBackend({ ...options, gpu: await nodeGpu(dawn) }, reason, { ...machine, variant: dawn.join(' '), unchecked });
     },
   };
   const cpu: Candidate = { backend: 'cpu', open: async (reason) => createCpuBackend(reason) };

@@ -86,6 +86,12 @@ describe.each(devices.flatMap(([name, traits]): [string, DeviceTraits][] => [
     }
   });
 
+  test('a software adapter is given a part a processor, four at least', () => {
+    const slots = (processors?: number): number => scheduleInfo({ ...traits, kind: 'software', processors }).slots;
+    expect([slots(), slots(1), slots(2), slots(16)]).toEqual([8, 4, 4, 16]);
+    expect(scheduleInfo({ ...traits, kind: 'gpu', processors: 2 })).toEqual(scheduleInfo({ ...traits, kind: 'gpu' }));
+  });
+
   test('the preferred one where it fits, else the first', () => {
     const { fits } = decodeCandidates(DEEPSEEK, 128, traits);
     for (const config of fits) expect(chooseDecodeConfig(DEEPSEEK, 128, traits, config.key).config).toEqual(config);

@@ -11,7 +11,7 @@ import { encodeAppend } from './append.ts';
 import { BindGroups } from './bind-groups.ts';
 import { scheduleInfo, type DeviceTraits } from './config.ts';
 import { DecodeCalls } from './decode-calls.ts';
-import { openDevice, type DeviceOptions, type GpuContext } from './device.ts';
+import { openDevice, type DeviceOptions, type GpuContext, type Rest } from './device.ts';
 import { KernelCache } from './kernel.ts';
 import { DeviceMemory } from './memory.ts';
 import { readStorage } from './readback.ts';
@@ -25,18 +25,23 @@ import { Tuner } from './tuner.ts';
 
 const FLUSH_BYTES = 256 << 20;
 
-/** What the environment brings to tuning. */
-export interface TuneEnvironment {
+/** What Node or a browser brings. */
+export interface Environment {
+  /** Where tuning is remembered. */
   readonly store: TuneStore;
   /** What else about WebGPU here changes times, such as toggles of Dawn. */
   readonly variant?: string;
   /** Whether it is known to leave bounds checks out of shaders. */
   readonly unchecked?: boolean;
+  /** What to do while a software adapter is waited for, if anything. */
+  readonly rest?: Rest;
+  /** Of this machine, where it is known. */
+  readonly processors?: number | undefined;
 }
 
 /** @throws MlaError backend-unavailable, invalid-argument, device-lost */
-export async function createWebGpuBackend(options: DeviceOptions, reason: string, environment: TuneEnvironment): Promise<Backend> {
-  const gpu = await openDevice(options);
+export async function createWebGpuBackend(options: DeviceOptions, reason: string, environment: Environment): Promise<Backend> {
+  const gpu = await openDevice(options, environment.rest);
   try {
     const tier = await chooseTier(gpu, options.tier);
     const backend = new WebGpuBackend(gpu, tier, reason, { ...environment, mode: options.tune ?? (gpu.software ? 'stored' : 'auto') });
@@ -60,10 +65,10 @@ class WebGpuBackend implements Backend {
   readonly #step: StepEncoder;
   readonly #lookup = (id: TensorId): Storage => this.#tensor(id);
 
-  constructor(gpu: GpuContext, { notes, ...tier }: TierChoice, reason: string, { store, variant = '', unchecked = false, mode }: TuneEnvironment & { mode: TuneMode }) {
+  constructor(gpu: GpuContext, { notes, ...tier }: TierChoice, reason: string, { store, variant = '', unchecked = false, processors, mode }: Environment & { mode: TuneMode }) {
     const { limits, vendor, architecture, software } = gpu;
     this.#gpu = gpu;
-    const traits: DeviceTraits = { limits, vendor, architecture, kind: software ? 'software' : 'gpu', unchecked, ...tier };
+    const traits: DeviceTraits = { limits, vendor, architecture, kind: software ? 'software' : 'gpu', unchecked, processors, ...tier };
     const bindGroups = new BindGroups(gpu.device);
     this.#memory = new DeviceMemory(gpu, (buffer) => bindGroups.forget(buffer));
     this.#machine = { gpu, memory: this.#memory, kernels: new KernelCache(gpu), bindGroups, traits };

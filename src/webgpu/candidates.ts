@@ -117,9 +117,10 @@ export function candidates(tier: 'base' | 'subgroup', { kind, vendor }: DeviceTr
 }
 
 /** How many workgroups the device is taken to run at once, and how few tokens are worth one. */
-export function occupancy({ kind, vendor, tier }: DeviceTraits): { slots: number; minTokensPerPart: number } {
-  // A software adapter runs a workgroup a core; a GPU several on each of its tens to hundreds of cores.
-  if (kind === 'software') return { slots: 8, minTokensPerPart: 256 };
+export function occupancy({ kind, vendor, tier, processors = 8 }: DeviceTraits): { slots: number; minTokensPerPart: number } {
+  // A software adapter runs a workgroup a processor, and merging costs it more than a second round; a GPU several on each of its tens to
+  // hundreds of cores.
+  if (kind === 'software') return { slots: Math.max(4, processors), minTokensPerPart: 256 };
   // Workgroups of the matrix tier take a third of a core's registers and more.
   return { slots: vendor === 'nvidia' && tier !== 'matrix' ? 528 : 264, minTokensPerPart: 64 };
 }

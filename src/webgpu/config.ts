@@ -42,6 +42,8 @@ export interface DeviceTraits {
   readonly matrix?: MatrixTraits | undefined;
   /** Whether shaders are known to be compiled without bounds checks. */
   readonly unchecked?: boolean;
+  /** Of this machine, which a software adapter computes on; where it is known. */
+  readonly processors?: number | undefined;
 }
 
 export type DeviceKind = 'gpu' | 'software';

@@ -45,6 +45,9 @@ export interface MatrixConfig {
   readonly K: number;
 }
 
+/** Leaves a processor to others for a moment, less than a millisecond. */
+export type Rest = () => Promise<void>;
+
 export class GpuContext {
   readonly device: GPUDevice;
   readonly owned: boolean;
@@ -58,10 +61,12 @@ export class GpuContext {
   readonly matrixConfigs: readonly MatrixConfig[];
   /** Rejects when the device is lost, and stays unhandled by nobody: race against it. */
   readonly lost: Promise<never>;
+  readonly #rest: Rest | undefined;
+  #resting: Promise<void> | undefined;
   #error: MlaError | undefined;
   #stray: MlaError | undefined;
 
-  constructor(device: GPUDevice, owned: boolean, info: GPUAdapterInfo | undefined) {
+  constructor(device: GPUDevice, owned: boolean, info: GPUAdapterInfo | undefined, rest?: Rest) {
     this.device = device;
     this.owned = owned;
     this.limits = readLimits(device.limits);
@@ -73,6 +78,7 @@ export class GpuContext {
     this.matrixConfigs = [...subgroupMatrixConfigs];
     this.name = [info?.description || info?.device, info?.vendor, info?.architecture].filter(Boolean).join(', ') || 'unnamed WebGPU device';
     this.software = (info as { isFallbackAdapter?: boolean } | undefined)?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe/i.test(this.name);
+    this.#rest = this.software ? rest : undefined;
     this.lost = device.lost.then((reason) => {
       this.#error ??= new MlaError('device-lost', `the GPU device was lost (${reason.reason || 'unknown'}): ${reason.message || 'no message'}`, { fix: 'Make a new instance with createMla' });
       throw this.#error;
@@ -97,10 +103,25 @@ export class GpuContext {
     this.#stray ??= error;
   }
 
-  /** Waits for `work` of the device. @throws MlaError device-lost, or what the device said since the last wait */
+  /** Waits for `work` of the device. @throws MlaError device-lost, or as `work` rejects */
+  async wait<T>(work: Promise<T>): Promise<T> {
+    const outcome = Promise.race([work, this.lost]);
+    if (this.#rest) {
+      let pending = true;
+      const end = (): void => {
+        pending = false;
+      };
+      outcome.then(end, end);
+      // However many wait, one rests.
+      while (pending) await (this.#resting ??= this.#rest().finally(() => (this.#resting = undefined)));
+    }
+    return outcome;
+  }
+
+  /** As `wait`, and tells of what was noted. @throws MlaError device-lost, or what the device said since the last time */
   async settle<T>(work: Promise<T>): Promise<T> {
     try {
-      const value = await Promise.race([work, this.lost]);
+      const value = await this.wait(work);
       const stray = this.#stray;
       this.#stray = undefined;
       if (stray) throw stray;
@@ -156,8 +177,11 @@ function readLimits(limits: GPUSupportedLimits): KernelLimits {
   return Object.fromEntries(LIMITS.map((name) => [name, limits[name]])) as unknown as KernelLimits;
 }
 
-/** @throws MlaError backend-unavailable (no WebGPU, no adapter, no device), invalid-argument, device-lost */
-export async function openDevice(options: DeviceOptions): Promise<GpuContext> {
+/**
+ * @param rest for whoever waits for a software adapter; absent where waiting takes no processor
+ * @throws MlaError backend-unavailable (no WebGPU, no adapter, no device), invalid-argument, device-lost
+ */
+export async function openDevice(options: DeviceOptions, rest?: Rest): Promise<GpuContext> {
   checkTier(options.tier);
   checkTuneMode(options.tune);
   if (options.device) {
@@ -165,7 +189,7 @@ export async function openDevice(options: DeviceOptions): Promise<GpuContext> {
     if (typeof device.createBuffer !== 'function') {
       throw new MlaError('invalid-argument', 'not a GPUDevice', { argument: 'device', expected: 'a GPUDevice', got: describe(device) });
     }
-    return new GpuContext(device, false, device.adapterInfo ?? options.adapter?.info);
+    return new GpuContext(device, false, device.adapterInfo ?? options.adapter?.info, rest);
   }
   const adapter = options.adapter ?? (await requestAdapter(options));
   const requiredFeatures = FEATURES.filter((name) => adapter.features.has(name as GPUFeatureName)) as GPUFeatureName[];
@@ -176,7 +200,7 @@ export async function openDevice(options: DeviceOptions): Promise<GpuContext> {
   } catch (error) {
     throw new MlaError('backend-unavailable', `the adapter gave no device: ${(error as Error).message}`, { argument: 'backend', cause: error });
   }
-  return new GpuContext(device, true, adapter.info);
+  return new GpuContext(device, true, adapter.info, rest);
 }
 
 async function requestAdapter({ gpu = globalThis.navigator?.gpu, powerPreference = 'high-performance' }: DeviceOptions): Promise<GPUAdapter> {

@@ -67,7 +67,7 @@ export class TuneBench {
     this.#load = load;
     this.#turn = turn;
     // Errors of others are others' to hear of.
-    this.#timer = new Timer(device.gpu, device.memory, (work) => Promise.race([work, device.gpu.lost]));
+    this.#timer = new Timer(device.gpu, device.memory, (work) => device.gpu.wait(work));
   }
 
   get timing(): 'device' | 'wall' {

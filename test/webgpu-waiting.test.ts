@@ -1,0 +1,76 @@
+/** Waiting for a device: with rests where it is this machine's processor that computes. */
+import { expect, test, vi } from 'vitest';
+import { GpuContext, type Rest } from '../src/webgpu/device.ts';
+
+function context(description: string, rest: Rest, lost: Promise<unknown> = new Promise(() => undefined)): GpuContext {
+  const device = { features: new Set(), limits: {}, lost } as unknown as GPUDevice;
+  return new GpuContext(device, false, { description } as GPUAdapterInfo, rest);
+}
+
+interface Outcome<T> {
+  readonly promise: Promise<T>;
+  readonly resolve: (value: T) => void;
+  readonly reject: (error: Error) => void;
+}
+
+/** A promise that comes out as it is told to. */
+function outcome<T>(): Outcome<T> {
+  let made: Outcome<T> | undefined;
+  const promise = new Promise<T>((resolve, reject) => (made = { resolve, reject } as Outcome<T>));
+  return { ...made!, promise };
+}
+
+const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+
+test('whoever waits for a software adapter rests until it is done, and no longer', async () => {
+  const rest = vi.fn(turn);
+  const work = outcome<number>();
+  const waiting = context('SwiftShader', rest).wait(work.promise);
+  for (let i = 0; i < 3; i++) await turn();
+  const before = rest.mock.calls.length;
+  expect(before).toBeGreaterThanOrEqual(3);
+  work.resolve(7);
+  expect(await waiting).toBe(7);
+  await turn();
+  expect(rest.mock.calls.length).toBeLessThanOrEqual(before + 1);
+});
+
+test('several who wait rest together', async () => {
+  let under = 0;
+  let most = 0;
+  const gpu = context('SwiftShader', async () => {
+    most = Math.max(most, ++under);
+    await turn();
+    under--;
+  });
+  const work = outcome<void>();
+  const waiting = [gpu.wait(work.promise), gpu.settle(work.promise), gpu.wait(work.promise)];
+  await turn();
+  work.resolve();
+  await Promise.all(waiting);
+  expect([most, under]).toEqual([1, 0]);
+});
+
+test('nobody rests for a GPU', async () => {
+  const rest = vi.fn(turn);
+  const work = outcome<void>();
+  const waiting = context('NVIDIA H200', rest).wait(work.promise);
+  await turn();
+  work.resolve();
+  await waiting;
+  expect(rest).not.toHaveBeenCalled();
+});
+
+test.each(['work that fails', 'a device that is lost'])('%s ends the rests', async (what) => {
+  const rest = vi.fn(turn);
+  const [work, lost] = [outcome<never>(), outcome<object>()];
+  const waiting = context('SwiftShader', rest, lost.promise).wait(work.promise);
+  await turn();
+  if (what === 'work that fails') work.reject(new Error('refused'));
+  else lost.resolve({ reason: 'destroyed', message: 'gone' });
+  await expect(waiting).rejects.toThrow(what === 'work that fails' ? 'refused' : /the GPU device was lost/);
+  const after = rest.mock.calls.length;
+  await turn();
+  await turn();
+  expect(rest.mock.calls.length).toBe(after);
+});
