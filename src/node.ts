@@ -1,5 +1,6 @@
 /** The Node entry: everything of the environment-neutral one, with CUDA on Hopper GPUs and WebGPU from npm `webgpu` (Dawn). */
 import { availableParallelism } from 'node:os';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Backend } from './backend.ts';
 import { createFrom, openBackend, type Candidate } from './create.ts';
 import { createCpuBackend } from './cpu/backend.ts';
@@ -83,7 +84,7 @@ const restCell = new Int32Array(new SharedArrayBuffer(4));
  */
 async function rest(): Promise<void> {
   Atomics.wait(restCell, 0, 0, REST_MS);
-  await new Promise((resolve) => setImmediate(resolve));
+  await nextTurn();
 }
 
 function candidates(options: NodeCreateOptions): Candidate[] {
