@@ -385,7 +385,7 @@ fn main(
         sum_$j = scores_of(row, quad_$j);
         #end
       }
-      #if FETCH_SOFTMAX
+      #if !FETCH_SCORES
       {
         let fetched = token0 + TOKENS;
         FETCH

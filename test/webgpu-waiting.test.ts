@@ -1,4 +1,5 @@
 /** Waiting for a device: with rests where it is this machine's processor that computes. */
+import { setImmediate as turn } from 'node:timers/promises';
 import { expect, test, vi } from 'vitest';
 import { GpuContext, type Rest } from '../src/webgpu/device.ts';
 
@@ -20,10 +21,8 @@ function outcome<T>(): Outcome<T> {
   return { ...made!, promise };
 }
 
-const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
-
 test('whoever waits for a software adapter rests until it is done, and no longer', async () => {
-  const rest = vi.fn(turn);
+  const rest = vi.fn<Rest>(turn);
   const work = outcome<number>();
   const waiting = context('SwiftShader', rest).wait(work.promise);
   for (let i = 0; i < 3; i++) await turn();
@@ -52,7 +51,7 @@ test('several who wait rest together', async () => {
 });
 
 test('nobody rests for a GPU', async () => {
-  const rest = vi.fn(turn);
+  const rest = vi.fn<Rest>(turn);
   const work = outcome<void>();
   const waiting = context('NVIDIA H200', rest).wait(work.promise);
   await turn();
@@ -62,7 +61,7 @@ test('nobody rests for a GPU', async () => {
 });
 
 test.each(['work that fails', 'a device that is lost'])('%s ends the rests', async (what) => {
-  const rest = vi.fn(turn);
+  const rest = vi.fn<Rest>(turn);
   const [work, lost] = [outcome<never>(), outcome<object>()];
   const waiting = context('SwiftShader', rest, lost.promise).wait(work.promise);
   await turn();

@@ -35,7 +35,7 @@ export interface Environment {
   readonly unchecked?: boolean;
   /** What to do while a software adapter is waited for, if anything. */
   readonly rest?: Rest;
-  /** Of this machine, where it is known. */
+  /** Processors of this machine, where they are known. */
   readonly processors?: number | undefined;
 }
 

@@ -42,7 +42,7 @@ export interface DeviceTraits {
   readonly matrix?: MatrixTraits | undefined;
   /** Whether shaders are known to be compiled without bounds checks. */
   readonly unchecked?: boolean;
-  /** Of this machine, which a software adapter computes on; where it is known. */
+  /** Processors of this machine, which a software adapter computes on; where they are known. */
   readonly processors?: number | undefined;
 }
 

@@ -108,13 +108,16 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, confi
   const stageLanes = threads / tokens;
   const vecs = dQk / 8;
   const rowThreads = Math.min(threads / rows, tokens / 4);
+  // When rows become f16, where that is not when they are stored.
   const convertScores = tiles === 2 && fetch === 'scores';
+  const convertOutput = tiles === 1 && fetch === 'softmax' && fixed;
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, TILES: tiles, TWO_TILES: tiles === 2, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
     SLICES: slices, SLICE_STEPS: sliceSteps, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
-    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), FETCH_SCORES: fetch === 'scores', FETCH_SOFTMAX: fetch === 'softmax',
-    CONVERT_SCORES: convertScores, CONVERT_EARLY: convertScores || (tiles === 1 && fetch === 'softmax' && fixed), INNER_LOOP: fixed && tiles === 1, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
+    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), FETCH_SCORES: fetch === 'scores',
+    CONVERT_SCORES: convertScores, CONVERT_OUTPUT: convertOutput, CONVERT_EARLY: convertScores || convertOutput, INNER_LOOP: fixed && tiles === 1,
+    SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
     EXACT_ITEMS: Math.ceil((4 * dV) / 8 / threads), ...config.strides, ...config.sizes,
   };
@@ -134,7 +137,7 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, confi
 
 type Counts = Readonly<
   Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number>
-  & Record<'TWO_TILES' | 'CONVERT_EARLY' | 'CONVERT_SCORES', boolean>
+  & Record<'TWO_TILES' | 'CONVERT_EARLY' | 'CONVERT_OUTPUT', boolean>
 >;
 
 function all(count: number, line: (i: number) => string): string[] {
@@ -175,9 +178,9 @@ function fetchQ(counts: Counts): string {
 }
 
 /** On to the next step. */
-function next({ TWO_TILES, CONVERT_EARLY, CONVERT_SCORES }: Counts): string {
+function next({ TWO_TILES, CONVERT_OUTPUT }: Counts): string {
   return [
-    ...(CONVERT_EARLY && !CONVERT_SCORES ? ['if (token0 + TOKENS < w.end) {', 'CONVERT', '}'] : []),
+    ...(CONVERT_OUTPUT ? ['if (token0 + TOKENS < w.end) {', 'CONVERT', '}'] : []),
     'token0 += TOKENS;', ...(TWO_TILES ? [] : ['workgroupBarrier();']),
   ].join('\n');
 }
