@@ -27,7 +27,7 @@
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
 // for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, CONVERT, STAGE, SCORES,
-// OUTPUT, NEXT, and TURNS, a loop's head.
+// OUTPUT, NEXT, LEAVE, and TURNS, a loop's head.
 
 /// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum.
 var<workgroup> row_scale: array<f32, ROWS>;
@@ -134,6 +134,30 @@ fn write_quad(w: Work, row: u32, quad: u32, o: vec4<f32>, sum: f32) {
     partials[2u * at + 1u] = value.zw;
   } else {
     out[(w.seq * rows * H_KV + query_row(w, row)) * V_QUADS + quad] = vec2<u32>(pack(value.x, value.y), pack(value.z, value.w));
+  }
+}
+
+// Four numbers of O on their way out.
+fn o_get(at: u32) -> vec4<f32> {
+  #if O_IN_TILE
+  return bitcast<vec4<f32>>(tile_get(at));
+  #else
+  return slices_get(at);
+  #end
+}
+
+// What all subgroups have put of O: the row tile that begins with `first`, and of each subgroup's columns O_QUADS quads from `quad0` on.
+fn write_rows(w: Work, first: u32, quad0: u32, thread: u32) {
+  const ROW_QUADS = SUBGROUPS * O_QUADS;
+  let row0 = w.row_base + first;
+  // No constant, so that compilers leave the loop a loop.
+  let count = (clamp(w.s_q * w.group, row0, row0 + 16u) - row0) * ROW_QUADS;
+  for (var i = thread; i < count; i += THREADS) {
+    let row = i / ROW_QUADS;
+    let subgroup = i / O_QUADS % SUBGROUPS;
+    let quad = i % O_QUADS;
+    let o = o_get((subgroup * 16u + row) * O_STRIDE + quad);
+    write_quad(w, row0 + row, subgroup * OUT_TILES * 4u + quad0 + quad, o, row_scale[first + row]);
   }
 }
 
@@ -503,7 +527,7 @@ fn main(
     } }
 
     workgroupBarrier();
-    // The end of a sequence: O by way of `slices` to where it belongs, a matrix a subgroup and row tile at a time.
+    // The end of a sequence.
     if (outside) {
       exact(w, thread, scale_log2);
     } else {
@@ -514,19 +538,7 @@ fn main(
         row_scale[row] = total;
         if (w.row_base + row < w.s_q * w.group) { write_lse(w, w.row_base + row, bitcast<f32>(state_get(row, 0u).y), total); }
       }
-      #unroll c < OUT_TILES
-      #unroll r < ROW_TILES
-      workgroupBarrier();
-      subgroupMatrixStore<row_major>(&slices, me * 64u, o_$r_$c, 4u);
-      workgroupBarrier();
-      for (var i = thread; i < SUBGROUPS * 64u; i += THREADS) {
-        let o_row = $ru * 16u + (i / 4u) % 16u;
-        if (w.row_base + o_row < w.s_q * w.group) {
-          write_quad(w, w.row_base + o_row, (i / 64u * OUT_TILES + $cu) * 4u + i % 4u, slices_get(i), row_scale[o_row]);
-        }
-      }
-      #end
-      #end
+      LEAVE
     }
   }
 }

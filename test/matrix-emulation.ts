@@ -35,6 +35,9 @@ fn store_col_slices(offset: u32, m: u32, stride: u32) {
 fn store_row_slices(offset: u32, m: u32, stride: u32) {
   for (var r = 0u; r < 16u; r++) { slices[offset + r * stride + my_lane] = bank[m + r]; }
 }
+fn store_row_kv_tile(offset: u32, m: u32, stride: u32) {
+  for (var r = 0u; r < 16u; r++) { kv_tile[offset + r * stride + my_lane] = bitcast<vec4<u32>>(bank[m + r]); }
+}
 `;
 
 function loader(name: string, major: string, array: keyof typeof ELEMENTS): string {
@@ -68,7 +71,7 @@ export function emulateMatrices(source: string): string {
     .replace(/let (\w+) = subgroupMatrixLoad<\w+, (row|col)_major>\(&(\w+), /g, (_, name: string, major: string, array: string) => `let ${name} = ${place(name)}; ${load(major, array)}(${name}, `)
     .replace(/(\w+) = subgroupMatrixLoad<\w+, (row|col)_major>\(&(\w+), /g, (_, name: string, major: string, array: string) => `${load(major, array)}(${name}, `)
     .replace(/(\w+) = subgroupMatrixMultiplyAccumulate\((\w+), (\w+), \1\);/g, 'multiply($2, $3, $1);')
-    .replace(/subgroupMatrixStore<(row|col)_major>\(&slices, /g, 'store_$1_slices(')
+    .replace(/subgroupMatrixStore<(row|col)_major>\(&(slices|kv_tile), /g, 'store_$1_$2(')
     .replace(/bitcast<vec2<f16>>\(([\w.]+)\)/g, 'unpack2x16float($1)')
     .replace(/bitcast<u32>\(vec2<f16>\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)\)/g, 'pack2x16float($1)')
     .replace(/vec2<f16>/g, 'vec2<f32>')

@@ -104,7 +104,7 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelP
 
 /** What follows the bindings. */
 export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
-  const { rows, tokens, threads, subgroups, slices, sliceSteps, qHeld, tiles, fetch, splitQ, fixed, syntax } = config;
+  const { rows, tokens, threads, subgroups, slices, sliceSteps, qHeld, tiles, fetch, splitQ, fixed, leaving, syntax } = config;
   const stageLanes = threads / tokens;
   const vecs = dQk / 8;
   const rowThreads = Math.min(threads / rows, tokens / 4);
@@ -117,7 +117,7 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, confi
     SLICES: slices, SLICE_STEPS: sliceSteps, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
     STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), FETCH_SCORES: fetch === 'scores',
     CONVERT_SCORES: convertScores, CONVERT_OUTPUT: convertOutput, CONVERT_EARLY: convertScores || convertOutput, INNER_LOOP: fixed && tiles === 1,
-    SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
+    O_IN_TILE: leaving.array === 'kv_tile', O_QUADS: 4 * leaving.O_ROUND, O_STRIDE: leaving.O_STRIDE, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
     EXACT_ITEMS: Math.ceil((4 * dV) / 8 / threads), ...config.strides, ...config.sizes,
   };
@@ -127,6 +127,7 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, confi
     .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed || tiles === 2))
     .replaceAll(/^ *STAGE$/gm, stage(values))
     .replaceAll(/^ *CONVERT$/gm, conversion(values))
+    .replace(/^ *LEAVE$/m, leave(values, leaving))
     .replace(/^ *SCORES$/m, scores(values, fixed))
     .replaceAll(/^ *OUTPUT$/gm, tiles === 2 ? '' : output(values, fixed))
     // With bounds checks compilers also count the turns of a loop that may not end, in every thread. Without, a bound slows down one tile.
@@ -236,4 +237,13 @@ function outputOf({ KEY_TILES, OUT_TILES, ROW_TILES }: Counts, me: string): stri
       ...all(ROW_TILES, (r) => `o_${r}_${c} = subgroupMatrixMultiplyAccumulate(left_${r}_${n}, v_${n}_${c}, o_${r}_${c});`),
     ].join('\n')),
   ].join('\n'));
+}
+
+/** O to where it belongs, by way of workgroup memory. */
+function leave({ ROW_TILES, OUT_TILES }: Counts, { array, O_ROUND }: MatrixDecodeConfig['leaving']): string {
+  return all(ROW_TILES, (r) => all(OUT_TILES / O_ROUND, (g) => [
+    'workgroupBarrier();',
+    ...all(O_ROUND, (j) => `subgroupMatrixStore<row_major>(&${array}, me * 16u * O_STRIDE + ${4 * j}u, o_${r}_${g * O_ROUND + j}, O_STRIDE);`),
+    'workgroupBarrier();', `write_rows(w, ${16 * r}u, ${4 * g * O_ROUND}u, thread);`,
+  ].join('\n')).join('\n')).join('\n');
 }

@@ -47,6 +47,11 @@ export interface MatrixDecodeConfig extends MatrixShape {
   /** Elements of workgroup arrays from one row to the next: such that the 8 rows of a matrix load meet different banks. */
   readonly strides: { readonly KV_STRIDE: number; readonly S_STRIDE: number; readonly P_STRIDE: number; readonly Q_STRIDE: number };
   readonly sizes: { readonly TILE_SIZE: number; readonly PROBS_SIZE: number; readonly Q_SIZE: number; readonly SLICES_SIZE: number };
+  /**
+   * How O leaves: where to, and as how many matrices of a row tile a subgroup at a time, whose rows lie O_STRIDE elements apart there. The
+   * fewer rounds, the fewer barriers at a sequence's end. Only the newer syntax has room for numbers of f32 where the keys are.
+   */
+  readonly leaving: { readonly array: 'kv_tile' | 'slices'; readonly O_ROUND: number; readonly O_STRIDE: number };
   /** Bytes of workgroup memory. */
   readonly workgroupBytes: number;
 }
@@ -88,8 +93,11 @@ export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV:
     Q_SIZE: splitQ ? rows * strides.Q_STRIDE : 0,
     SLICES_SIZE: Math.max(slices * rows * strides.S_STRIDE, 64 * subgroups, threads),
   };
+  // A padded row apart, so that not all rows of a matrix meet the same banks.
+  const round = [4, 2, 1].find((n) => syntax === 'new' && (dV / 16 / subgroups) % n === 0 && 16 * subgroups * (4 * n + 1) <= tiles * sizes.TILE_SIZE);
   return {
     ...shape, tier: 'matrix', key, syntax, threads, slices, sliceSteps, qHeld, strides, sizes,
+    leaving: round === undefined ? { array: 'slices', O_ROUND: 1, O_STRIDE: 4 } : { array: 'kv_tile', O_ROUND: round, O_STRIDE: 4 * round + 1 },
     workgroupBytes: 16 * (tiles * sizes.TILE_SIZE + sizes.Q_SIZE + sizes.SLICES_SIZE) + 8 * sizes.PROBS_SIZE + (syntax === 'old' ? 16 * rows : 0) + 4 * rows + 16,
   };
 }
