@@ -5,7 +5,7 @@
 //
 // How work is cut: workgroup (x, y, z) = (part, row tile, KV head). A row is a (query token, head) pair that shares
 // the KV head; a tile has ROWS of them. The part's sequences are taken one after another, TOKENS keys a step:
-//   stage   TOKENS cached rows, as packed 16-bit pairs, into workgroup memory: the only time they are read
+//   stage   TOKENS cached rows, as packed 16-bit pairs, 8 numbers a load, into workgroup memory: the only time they are read
 //   scores  a thread makes ROW_TILE x 4 QUAD_TILE dot products over every SLICES-th unit of d (VEC words of 2 numbers)
 //   sums    the slices' sums come together: through workgroup memory, or in the subgroup tier by shuffles, for the slices of a
 //           dot product are neighbouring threads. Then a thread owns quads, a row and 4 tokens each
@@ -20,7 +20,7 @@
 // memory; Q in storage, read through the cache at every step.
 //
 // The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout, the KV bindings and the functions of a unit
-// (`Unit`, `word_of`, `finite_unit`) in front.
+// (`Unit`, `word_of`, `finite_unit`, and `put_load` for those of a load) in front.
 
 var<workgroup> kv_tile: array<Unit, TOKENS * STRIDE>;
 #if !SHUFFLE_SUMS
@@ -57,9 +57,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   let first_seq = plan[part_at];
   let last_seq = plan[part_at + 2u];
 
-  // stage: this thread's first token and unit
+  // stage: this thread's first token and load
   let stage_token = thread / STAGE_LANES;
-  let stage_unit = thread % STAGE_LANES;
+  let stage_load = thread % STAGE_LANES;
   // scores: this thread's tile of S and its slice of d
   let slice = thread % SLICES;
   let s_tile = thread / SLICES;
@@ -132,20 +132,20 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         let block = plan[table_at];
         table_at++;
         segment = block / BLOCKS_PER_SEGMENT;
-        block_at = ((block % BLOCKS_PER_SEGMENT) * block_size * h_kv + head_kv) * UNITS;
+        block_at = ((block % BLOCKS_PER_SEGMENT) * block_size * h_kv + head_kv) * LOADS;
       }
-      let kv_base = block_at + in_block * h_kv * UNITS;
+      let kv_base = block_at + in_block * h_kv * LOADS;
       let last_token = max(end, token0 + 1u) - 1u - token0;
       #if PREFETCH
       #unroll i < STAGE_LOADS
-      var staged_$i = Unit();
+      var staged_$i = vec4<u32>();
       #end
       if (token0 < end) {
         #unroll i < STAGE_LOADS
         {
           let token = stage_token + $iu / STAGE_TURNS * STAGE_TOKENS;
-          let unit = stage_unit + $iu % STAGE_TURNS * STAGE_LANES;
-          if (unit < UNITS && token <= last_token) { staged_$i = load_kv(segment, kv_base + token * h_kv * UNITS + unit); }
+          let load = stage_load + $iu % STAGE_TURNS * STAGE_LANES;
+          if (load < LOADS && token <= last_token) { staged_$i = load_kv(segment, kv_base + token * h_kv * LOADS + load); }
         }
         #end
       }
@@ -203,16 +203,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         #unroll i < STAGE_LOADS
         {
           let token = stage_token + $iu / STAGE_TURNS * STAGE_TOKENS;
-          let unit = stage_unit + $iu % STAGE_TURNS * STAGE_LANES;
-          if (unit < UNITS && token < TOKENS) { kv_tile[token * STRIDE + unit] = staged_$i; }
+          let load = stage_load + $iu % STAGE_TURNS * STAGE_LANES;
+          if (load < LOADS && token < TOKENS) { put_load(token, load, staged_$i); }
         }
         #end
         #else
         for (var token = stage_token; token < TOKENS; token += STAGE_TOKENS) {
-          for (var unit = stage_unit; unit < UNITS; unit += STAGE_LANES) {
-            var loaded = load_kv(segment, kv_base + min(token, last_token) * h_kv * UNITS + unit);
-            if (token > last_token) { loaded = Unit(); }
-            kv_tile[token * STRIDE + unit] = loaded;
+          for (var load = stage_load; load < LOADS; load += STAGE_LANES) {
+            var loaded = load_kv(segment, kv_base + min(token, last_token) * h_kv * LOADS + load);
+            if (token > last_token) { loaded = vec4<u32>(); }
+            put_load(token, load, loaded);
           }
         }
         #end

@@ -12,7 +12,7 @@ export interface Candidate {
   readonly rowTile: number;
   /** 1 when absent. */
   readonly quadTile?: number;
-  /** Words a load; 4 when absent. */
+  /** Words a load of Q and of workgroup memory, 4 when absent; the cache is read 4 words at a time. */
   readonly vec?: 1 | 4;
   /** Threads that make scores; all when absent. */
   readonly scoreThreads?: number;

@@ -156,7 +156,7 @@ function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: 
   const workgroupBytes = tokens * stride * vec * 4 + rows * quads * (16 * ((shuffles ? 0 : slices) + 1) + 4) + 8 * rows;
   return {
     rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, scoreTurns, tier,
-    key, slices, stride, stageLanes: vec === 4 ? Math.max(threads / tokens, 8) : Math.min(threads, 32),
+    key, slices, stride, stageLanes: Math.max(threads / tokens, 8),
     threadQuads: shuffles ? Math.max(1, rowTile / slices) * quadTile : Math.ceil((rows * quads) / threads),
     shuffleMax: shuffles && quadTile === 1 && slices * quads <= (subgroupSize?.min ?? 0),
     outRows, outUnits: Math.ceil(dV / 2 / vec / outLanes), outLanes, workgroupBytes,

@@ -133,7 +133,7 @@ export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, confi
     // With bounds checks compilers also count the turns of a loop that may not end, in every thread. Without, a bound slows down one tile.
     .replaceAll(/\bTURNS\b(?= \{)/g, fixed || tiles === 2 ? 'for (var turn = 0u; turn < 0x7fffffffu; turn++)' : 'loop');
   const body = expand([source, exactSource].join('\n'), values);
-  return [constants(values), expand(ARRAYS[syntax], values), loadKv(segments, 'vec4<u32>'), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
+  return [constants(values), expand(ARRAYS[syntax], values), loadKv(segments), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
 }
 
 type Counts = Readonly<

@@ -17,7 +17,7 @@ export function decodeKernel<Result>(kernels: Kernels<Result>, op: DecodeProblem
       { name: 'partials', access: 'read_write', element: 'vec2<f32>' },
       { name: 'out', access: 'read_write', element: 'u32' },
       { name: 'lse', access: 'read_write', element: 'u32' },
-      ...kvBindings(kv.segments, 'read', unit),
+      ...kvBindings(kv.segments, 'read', 'vec4<u32>'),
     ],
     () => decodeShader(op, config, kv),
     config.tier === 'subgroup' ? ['enable subgroups;'] : [],
@@ -29,31 +29,40 @@ export function decodeShader({ dtype, dQk, dV }: DecodeProblem, config: ScalarCo
   const { tokens, vec, stageLanes, threads } = config;
   const shuffles = config.tier === 'subgroup';
   const units = dQk / 2 / vec;
-  const stageTurns = Math.ceil(units / stageLanes);
+  const loads = dQk / 8;
+  const stageTurns = Math.ceil(loads / stageLanes);
   const stageTokens = threads / stageLanes;
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', V_UNITS: dV / 2 / vec, BLOCKS_PER_SEGMENT: blocksPerSegment,
-    ROWS: config.rows, TOKENS: tokens, QUADS: tokens / 4, THREADS: threads, VEC: vec, UNITS: units, STRIDE: config.stride,
+    ROWS: config.rows, TOKENS: tokens, QUADS: tokens / 4, THREADS: threads, VEC: vec, UNITS: units, LOADS: loads, STRIDE: config.stride,
     STAGE_LANES: stageLanes, STAGE_TOKENS: stageTokens, STAGE_TURNS: stageTurns, STAGE_LOADS: stageTurns * (tokens / stageTokens), PREFETCH: config.prefetch,
     SCORE_THREADS: config.scoreThreads, ROW_TILE: config.rowTile, QUAD_TILE: config.quadTile, QUAD_TILES: tokens / 4 / config.quadTile, SLICES: config.slices,
     THREAD_QUADS: config.threadQuads, SHUFFLE_SUMS: shuffles, SHUFFLE_MAX: config.shuffleMax, QUAD_PROBS: config.quadProbs, S_TURNS: config.scoreTurns,
     OUT_ROWS: config.outRows, OUT_UNITS: config.outUnits, OUT_LANES: config.outLanes, OUT_GROUPS: config.rows / config.outRows,
   };
   return [
-    constants(values), loadKv(segments, vec === 4 ? 'vec4<u32>' : 'u32'), bf16Source, unitFunctions(vec), ...(shuffles ? [subgroupSource] : []),
+    constants(values), loadKv(segments), bf16Source, unitFunctions(vec), ...(shuffles ? [subgroupSource] : []),
     expand(decodeSource, values).replace(/^ *SHUFFLES$/m, shuffles ? shuffledSums(config) : ''),
   ].join('\n');
 }
 
-/** A unit is what a load takes: one word, or four. */
+/** A unit is what a load of Q, and of the KV step in workgroup memory, takes: one word, or four. The cache is always read four words at a time. */
 function unitFunctions(vec: 1 | 4): string {
   return vec === 1
     ? `alias Unit = u32;
 fn word_of(x: Unit, i: u32) -> u32 { return x; }
-fn finite_unit(x: Unit) -> Unit { return finite_or_zero(x); }`
+fn finite_unit(x: Unit) -> Unit { return finite_or_zero(x); }
+fn put_load(token: u32, load: u32, x: vec4<u32>) {
+  let at = token * STRIDE + 4u * load;
+  kv_tile[at] = x.x;
+  kv_tile[at + 1u] = x.y;
+  kv_tile[at + 2u] = x.z;
+  kv_tile[at + 3u] = x.w;
+}`
     : `alias Unit = vec4<u32>;
 fn word_of(x: Unit, i: u32) -> u32 { return x[i]; }
-fn finite_unit(x: Unit) -> Unit { return Unit(finite_or_zero(x.x), finite_or_zero(x.y), finite_or_zero(x.z), finite_or_zero(x.w)); }`;
+fn finite_unit(x: Unit) -> Unit { return Unit(finite_or_zero(x.x), finite_or_zero(x.y), finite_or_zero(x.z), finite_or_zero(x.w)); }
+fn put_load(token: u32, load: u32, x: vec4<u32>) { kv_tile[token * STRIDE + load] = x; }`;
 }
 
 /**

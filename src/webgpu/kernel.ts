@@ -85,10 +85,10 @@ export function kvBindings(segments: number, access: Access, element: StorageBin
   return Array.from({ length: segments }, (_, i) => ({ name: `kv${i}`, access, element }));
 }
 
-/** `load_kv(segment, index)` over those bindings. The segment is the same for a whole workgroup. */
-export function loadKv(segments: number, element: StorageBinding['element']): string {
+/** `load_kv(segment, index)` over those bindings, of vectors of 8 numbers. The segment is the same for a whole workgroup. */
+export function loadKv(segments: number): string {
   const cases = Array.from({ length: segments - 1 }, (_, i) => `  if (segment == ${i}u) { return kv${i}[index]; }\n`).join('');
-  return `fn load_kv(segment: u32, index: u32) -> ${element} {\n${cases}  return kv${segments - 1}[index];\n}`;
+  return `fn load_kv(segment: u32, index: u32) -> vec4<u32> {\n${cases}  return kv${segments - 1}[index];\n}`;
 }
 
 /** `store_kv(segment, index, value)` over those bindings. */
