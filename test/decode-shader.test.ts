@@ -15,7 +15,7 @@ const devices: DeviceTraits[] = (['gpu', 'software'] as const).flatMap((kind) =>
 
 function bindings({ vec }: ScalarConfig): string {
   const unit = vec === 4 ? 'vec4<u32>' : 'u32';
-  return [['read', 'q', unit], ['read', 'plan', 'u32'], ['read_write', 'partials', 'vec2<f32>'], ['read_write', 'out', 'u32'], ['read_write', 'lse', 'u32'], ['read', 'kv0', unit], ['read', 'kv1', unit]]
+  return [['read', 'q', unit], ['read', 'plan', 'u32'], ['read_write', 'partials', 'vec2<f32>'], ['read_write', 'out', 'u32'], ['read_write', 'lse', 'u32'], ['read', 'kv0', 'vec4<u32>'], ['read', 'kv1', 'vec4<u32>']]
     .map(([access, name, element], i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
 }
 
