@@ -158,6 +158,8 @@ describe.each([
     // Query tokens that see nothing, beside some that do.
     { ...narrow, b: 3, sQ: 4, sK: 0, hQ: 3, seqlens: [2, 1, 70], causal: true },
   ];
+  // O leaves in several rounds, or several matrices of a subgroup in one.
+  if (key === 'matrix 16x16 4/4 scores' || key.includes('2 tiles')) cases.push({ dV: 256, rope: 64, b: 2, sQ: 2, sK: 0, hQ: 9, seqlens: [70, 33], causal: true });
   // A branch a subgroup takes a software adapter's compiler most of this suite's time, for each type and number of KV heads. Neither where
   // products find their operands nor when rows are converted depends on the number of heads.
   const wanted = key.endsWith('fixed') ? cases.filter(({ hKv = 1 }) => hKv === 1) : cases;
