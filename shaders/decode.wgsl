@@ -19,8 +19,8 @@
 // What lives where: O, running maximum and sum in registers; the KV step, scores' sums and probabilities in workgroup
 // memory; Q in storage, read through the cache at every step.
 //
-// The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout, the KV bindings and the functions of a unit
-// (`Unit`, `word_of`, `finite_unit`, and `put_load` for those of a load) in front.
+// The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout, the KV bindings, the functions of a unit
+// (`Unit`, `word_of`, `finite_unit`) and `put_load`, which puts a load's words into `kv_tile`, in front.
 
 var<workgroup> kv_tile: array<Unit, TOKENS * STRIDE>;
 #if !SHUFFLE_SUMS

@@ -7,13 +7,13 @@ import { fromBf16 } from '../src/bf16.ts';
 import type { Mla } from '../src/mla.ts';
 import { createMla } from '../src/node.ts';
 import { decodeCandidates, type DecodeProblem, type DeviceTraits } from '../src/webgpu/config.ts';
-import { decodeMatrixShader } from '../src/webgpu/decode-matrix.ts';
+import { decodeMatrixKernel } from '../src/webgpu/decode-matrix.ts';
 import { MATRIX_SHAPES, matrixConfig, type MatrixDecodeConfig, type MatrixShape } from '../src/webgpu/matrix-config.ts';
-import { MATRIX_ENABLES, type MatrixSyntax } from '../src/webgpu/matrix-test.ts';
+import type { MatrixSyntax } from '../src/webgpu/matrix-test.ts';
 import { makeCase, type CaseOptions, type DecodeCase } from './cases.ts';
 import { expectRight, oracle, run } from './check.ts';
 import { emulateMatrices } from './matrix-emulation.ts';
-import { compileError } from './null-gpu.ts';
+import { compileError, texts } from './null-gpu.ts';
 import { softwareGpu } from './software-adapter.ts';
 
 const limits = {
@@ -61,7 +61,7 @@ describe('configurations', () => {
     const problem = { ...DEEPSEEK, dQk: 192, dV: 128 };
     const config = matrixConfig(shape, problem, { syntax: 'new', subgroupSize: 64 }) as MatrixDecodeConfig;
     expect(config.threads / config.tokens).toBeGreaterThan(problem.dQk / 8);
-    const text = decodeMatrixShader({ ...problem, hKv: 1 }, config, { segments: 1, blocksPerSegment: 1820 });
+    const text = decodeMatrixKernel(texts, { ...problem, hKv: 1 }, config, { segments: 1, blocksPerSegment: 1820 });
     // Of the cache, at first and in both halves of the loop, and of Q, for each of its tiles and once more.
     const loads = [...text.matchAll(/^ *[xy]_0 = (?:kv0|q)\[(.*)\];$/gm)].map(([, place]) => place!.replace(/^(row_at\.y|at) \+ /, ''));
     expect(loads).toEqual(Array.from({ length: 8 }, () => 'min(stage_vec + 0u, VECS - 1u)'));
@@ -79,12 +79,10 @@ describe.each(['new', 'old'] as const)('the text compiles in the %s syntax', (sy
     // The older form is made from the newer one's text, and each use of it is warned of.
     const configs = syntax === 'old' ? [...all.filter(({ fixed }) => fixed).slice(0, 1), ...all.slice(-1)] : all;
     expect(configs.length).toBeGreaterThan(0);
-    const bindings = [['read', 'q', 'vec4<u32>'], ['read', 'plan', 'u32'], ['read_write', 'partials', 'vec2<f32>'], ['read_write', 'out', 'vec2<u32>'], ['read_write', 'lse', 'u32'], ['read', 'kv0', 'vec4<u32>'], ['read', 'kv1', 'vec4<u32>']]
-      .map(([access, name, element], i) => `@group(0) @binding(${i}) var<storage, ${access}> ${name}: array<${element}>;`).join('\n');
     for (const config of configs) {
-      const source = decodeMatrixShader({ dQk, dV, dtype, hKv: 1 }, config, { segments, blocksPerSegment: 1820 });
+      const source = decodeMatrixKernel(texts, { dQk, dV, dtype, hKv: 1 }, config, { segments, blocksPerSegment: 1820 });
       expect(source).not.toMatch(/#|\$/);
-      expect(await compileError([MATRIX_ENABLES, 'diagnostic(off, subgroup_uniformity);', bindings, source].join('\n')), config.key).toBeUndefined();
+      expect(await compileError(source), config.key).toBeUndefined();
     }
   });
 });

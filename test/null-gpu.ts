@@ -1,5 +1,9 @@
-/** Dawn's null backend: it compiles shaders, also for features that no machine here has, and runs nothing. */
+/** Kernels' texts, and Dawn's null backend: it compiles shaders, also for features that no machine here has, and runs nothing. */
 import { create } from 'webgpu';
+import { kernelText, type Kernels } from '../src/webgpu/kernel.ts';
+
+/** For launchers: their kernels' whole texts. */
+export const texts: Kernels<string> = { get: (_key, bindings, source, directives = []) => kernelText(bindings(), source(), directives) };
 
 // Dawn's instance must outlive every adapter and device made from it.
 let gpu: GPU | undefined;

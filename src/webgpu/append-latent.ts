@@ -15,7 +15,7 @@ export function appendLatent(op: AppendLatentOp, { kernels, traits, tensor, buff
   const threads = traits.kind === 'software' ? 16 : 256;
   const kernel = kernels.get(
     `append latent kv${segments}/${blocksPerSegment}`,
-    () => [PARAMS, ARGS, reads('x', 'f32'), reads('weight', 'f32'), ...kvBindings(segments, 'read_write', 'u32')],
+    () => [PARAMS, ARGS, reads('x', 'f32'), reads('weight', 'f32'), ...kvBindings(segments, 'read_write')],
     () => [constants({ THREADS: threads, IS_BF16: true, BLOCKS_PER_SEGMENT: blocksPerSegment }), bf16Source, sumSource, storeKv(segments), source].join('\n'),
   );
   return {

@@ -40,7 +40,7 @@ function appendKernel(kernels: KernelCache, op: AppendOp, { segments, blocksPerS
       { name: 'slots', access: 'read', element: 'u32' },
       { name: 'latent', access: 'read', element: 'u32' },
       ...(separate ? [{ name: 'rope', access: 'read', element: 'u32' } as const] : []),
-      ...kvBindings(segments, 'read_write', 'u32'),
+      ...kvBindings(segments, 'read_write'),
     ],
     () =>
       [

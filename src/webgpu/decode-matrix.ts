@@ -95,7 +95,7 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelP
       { name: 'partials', access: 'read_write', element: 'vec2<f32>' },
       { name: 'out', access: 'read_write', element: 'vec2<u32>' },
       { name: 'lse', access: 'read_write', element: 'u32' },
-      ...kvBindings(kv.segments, 'read', 'vec4<u32>'),
+      ...kvBindings(kv.segments, 'read'),
     ],
     () => decodeMatrixShader(op, config, kv),
     [MATRIX_ENABLES, 'diagnostic(off, subgroup_uniformity);'],
@@ -103,7 +103,7 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelP
 }
 
 /** What follows the bindings. */
-export function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
+function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
   const { rows, tokens, threads, subgroups, slices, sliceSteps, qHeld, tiles, fetch, splitQ, fixed, leaving, syntax } = config;
   const stageLanes = threads / tokens;
   const vecs = dQk / 8;

@@ -17,7 +17,7 @@ export function decodeKernel<Result>(kernels: Kernels<Result>, op: DecodeProblem
       { name: 'partials', access: 'read_write', element: 'vec2<f32>' },
       { name: 'out', access: 'read_write', element: 'u32' },
       { name: 'lse', access: 'read_write', element: 'u32' },
-      ...kvBindings(kv.segments, 'read', 'vec4<u32>'),
+      ...kvBindings(kv.segments, 'read'),
     ],
     () => decodeShader(op, config, kv),
     config.tier === 'subgroup' ? ['enable subgroups;'] : [],
@@ -25,7 +25,7 @@ export function decodeKernel<Result>(kernels: Kernels<Result>, op: DecodeProblem
 }
 
 /** What follows the bindings. */
-export function decodeShader({ dtype, dQk, dV }: DecodeProblem, config: ScalarConfig, { segments, blocksPerSegment }: Segmentation): string {
+function decodeShader({ dtype, dQk, dV }: DecodeProblem, config: ScalarConfig, { segments, blocksPerSegment }: Segmentation): string {
   const { tokens, vec, stageLanes, threads } = config;
   const shuffles = config.tier === 'subgroup';
   const units = dQk / 2 / vec;

@@ -80,12 +80,12 @@ export function expand(source: string, values: Values): string {
   return text.join('\n');
 }
 
-/** A cache's bindings, one a segment. */
-export function kvBindings(segments: number, access: Access, element: StorageBinding['element']): StorageBinding[] {
-  return Array.from({ length: segments }, (_, i) => ({ name: `kv${i}`, access, element }));
+/** A cache's bindings, one a segment: read 8 numbers at a time, written 2. */
+export function kvBindings(segments: number, access: Access): StorageBinding[] {
+  return Array.from({ length: segments }, (_, i) => ({ name: `kv${i}`, access, element: access === 'read' ? 'vec4<u32>' : 'u32' }));
 }
 
-/** `load_kv(segment, index)` over those bindings, of vectors of 8 numbers. The segment is the same for a whole workgroup. */
+/** `load_kv(segment, index)` over those bindings. The segment is the same for a whole workgroup. */
 export function loadKv(segments: number): string {
   const cases = Array.from({ length: segments - 1 }, (_, i) => `  if (segment == ${i}u) { return kv${i}[index]; }\n`).join('');
   return `fn load_kv(segment: u32, index: u32) -> vec4<u32> {\n${cases}  return kv${segments - 1}[index];\n}`;
@@ -95,6 +95,12 @@ export function loadKv(segments: number): string {
 export function storeKv(segments: number): string {
   const cases = Array.from({ length: segments }, (_, i) => `  if (segment == ${i}u) { kv${i}[index] = value; }\n`).join('');
   return `fn store_kv(segment: u32, index: u32, value: u32) {\n${cases}}`;
+}
+
+/** The whole text of a kernel. */
+export function kernelText(bindings: readonly Binding[], source: string, directives: readonly string[]): string {
+  const header = bindings.map((b, i) => `@group(0) @binding(${i}) ${b.access === 'params' ? 'var<uniform> p: Params' : `var<storage, ${b.access}> ${b.name}: array<${b.element}>`};`).join('\n');
+  return [...directives, header, '', source].join('\n');
 }
 
 /** Where launchers get their kernels: at once, or compiled in the background. */
@@ -168,14 +174,13 @@ export class KernelCache implements Kernels<Kernel> {
 
   #describe(key: string, list: readonly Binding[], source: string, directives: readonly string[]): Pick<Kernel, 'layout' | 'hasParams'> & { descriptor: GPUComputePipelineDescriptor } {
     const { device } = this.#gpu;
-    const header = list.map((b, i) => `@group(0) @binding(${i}) ${b.access === 'params' ? 'var<uniform> p: Params' : `var<storage, ${b.access}> ${b.name}: array<${b.element}>`};`).join('\n');
     const layout = device.createBindGroupLayout({
       label: key,
       entries: list.map(({ access }, binding) => ({
         binding, visibility: 0x4 /* COMPUTE */, buffer: BUFFERS[access],
       })),
     });
-    const module = device.createShaderModule({ label: key, code: [...directives, header, '', source].join('\n') });
+    const module = device.createShaderModule({ label: key, code: kernelText(list, source, directives) });
     return {
       layout, hasParams: list[0]?.access === 'params',
       descriptor: { label: key, layout: device.createPipelineLayout({ label: key, bindGroupLayouts: [layout] }), compute: { module, entryPoint: 'main' } },
