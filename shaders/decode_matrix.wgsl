@@ -5,12 +5,14 @@
 //
 // How work is cut: workgroup (x, y, z) = (part, row tile, KV head), ROWS rows. The part's sequences are taken one after
 // another, TOKENS keys a step:
-//   stage   TOKENS cached rows, which have been under way for a while, into workgroup memory as f16
+//   stage   TOKENS cached rows, which have been under way for a while, into workgroup memory as f16. A subgroup stages the columns that it
+//           alone reads as V as soon as it has made its output, with no barrier in between: a subgroup's lanes act in step on the devices
+//           that have these matrices
 //   scores  a subgroup makes one matrix of S, 16 rows and 16 keys, over one of SLICES slices of d
 //   softmax ROW_THREADS neighbouring lanes share a row, 4 keys at a time: the slices' sum, probabilities, running sum
 //   output  a subgroup owns OUT_TILES x 16 columns of O for all rows
-// With one tile of keys all wait for all in between. With two, scores and the output of the step before are made together, then softmax
-// and the rows of the step after: a turn more, whose scores nobody wants.
+// In between all wait for all. But the next step's scores, if its keys are in a second tile, do not wait for output and stage: then three
+// barriers a step, else four.
 // P is made as if a row's reference exponent were to stay and each row saw each key, without a look at the row's maximum. Where that is not
 // so, a score is too far above the reference or the step at a sequence's end, someone raises an event; then, rarely, the row's maximum is
 // found, P made again, and O rescaled by way of workgroup memory. So P fills f16's range, and O is exact relative to the reference.
@@ -19,15 +21,15 @@
 // loses them.
 //
 // What lives where: O and Q as matrices in registers for as long as the sequence, but for the last of each slice's columns of Q where
-// Q is split; the next step's rows in registers, from where the launcher puts FETCH; the KV tiles, the slices of S, P, and what is left of
-// Q in workgroup memory. Neighbours there lie a padded row apart, so that the 8 rows of a matrix load meet different banks. In the padding
+// Q is split; the rows to be staged next in registers, from where the launcher puts FETCH; the KV tiles, the slices of S, P, and what is
+// left of Q in workgroup memory. Neighbours there lie a padded row apart, so that the 8 rows of a matrix load meet different banks. In the padding
 // behind a row of P is the row's state: its scores' scale and its reference, then the first key that it does not see. Its sum is in the
 // registers of its lanes. Registers are what this kernel is short of: whatever is not used at each step is somewhere else.
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, CONVERT, STAGE, SCORES,
-// OUTPUT, NEXT, LEAVE, and TURNS, a loop's head.
+// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, FETCH_NEXT, STAGE, SCORES,
+// OUTPUT, NEXT, LEAVE, and TURNS and STEPS, loops' heads.
 
 /// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum.
 var<workgroup> row_scale: array<f32, ROWS>;
@@ -184,7 +186,7 @@ fn row_in(w: Work, block: u32, token: u32) -> vec2<u32> {
   return vec2<u32>(segment, (((in_segment << w.block_shift) + (token & ((1u << w.block_shift) - 1u))) * H_KV + w.head_kv) * VECS);
 }
 
-// Past the end of a sequence its last token is read again.
+// Past a sequence's end its last token's block is looked up: what is in it there is read, and seen by nobody.
 fn within(w: Work, token: u32) -> u32 { return min(token, max(w.end, 1u) - 1u); }
 
 fn block_of(w: Work, token: u32) -> u32 { return plan[w.table_at + (within(w, token) >> w.block_shift)]; }
@@ -221,7 +223,7 @@ fn packed(p: vec4<f32>) -> vec2<u32> { return vec2<u32>(bitcast<u32>(vec2<f16>(p
 @compute @workgroup_size(THREADS)
 fn main(
   @builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32,
-  @builtin(subgroup_id) subgroup_index: u32,
+  @builtin(subgroup_id) subgroup_index: u32, @builtin(subgroup_invocation_id) subgroup_lane: u32,
 ) {
   let part = workgroup.x;
   let scale_log2 = bitcast<f32>(plan[PLAN_SCALE]);
@@ -243,10 +245,16 @@ fn main(
   let key_tile = (me / SLICES) & (KEY_TILES - 1u);
   let row_tile = (me / (SLICES * KEY_TILES)) & (ROW_TILES - 1u);
   let s_at = slice * S_SLICE + row_tile * 16u * S_STRIDE + key_tile * 4u;
-  // stage: neighbouring lanes read a row together
-  let stage_token = thread / STAGE_LANES;
-  let stage_vec = thread % STAGE_LANES;
-  let put_at = stage_token * KV_STRIDE + stage_vec;
+  // stage: a lane's row and vector of its subgroup's columns of V, and of the columns behind V, which subgroups share by rows
+  let own_row = min(subgroup_lane / OWN_VECS, TOKENS - 1u);
+  let own_vec = subgroup_lane % OWN_VECS;
+  let own_to = own_row * KV_STRIDE + own_vec;
+  let rest_row = min(subgroup_lane / REST_VECS, TOKENS - 1u);
+  let rest_from = (rest_row - own_row) * H_KV * VECS + subgroup_lane % REST_VECS;
+  let rest_to = rest_row * KV_STRIDE + subgroup_lane % REST_VECS;
+  // Q: neighbouring lanes read a row together
+  let q_row = thread / Q_LANES;
+  let q_vec = thread % Q_LANES;
   // softmax: who owns quads, a row and 4 keys each
   let owner = thread < ROWS * ROW_THREADS;
   let row = min(thread / ROW_THREADS, ROWS - 1u);
@@ -270,10 +278,15 @@ fn main(
 
     if (thread == 0u) { atomicStore(&events, 0u); }
     // The first step's rows.
-    var row_at = kv_row(w, w.begin + stage_token);
-    var next_block = block_of(w, w.begin + TOKENS + stage_token);
-    #unroll v < STAGE_LOADS
+    // A step's rows are in one block. Each thread looks it up by its own row, though: what a compiler knows to be the same for all goes
+    // through registers for which all loads are waited for.
+    var next_block = block_of(w, w.begin + own_row);
+    var row_at = row_in(w, next_block, w.begin + own_row);
+    #unroll v < OWN_LOADS
     var x_$v = vec4<u32>();
+    #end
+    #unroll v < REST_LOADS
+    var z_$v = vec4<u32>();
     #end
     {
       let fetched = w.begin;
@@ -283,7 +296,7 @@ fn main(
     #unroll k < Q_HELD
     var q_$k = Left();
     #end
-    #unroll v < STAGE_LOADS
+    #unroll v < Q_LOADS
     var y_$v = vec4<u32>();
     #end
     {
@@ -294,18 +307,18 @@ fn main(
     workgroupBarrier();
     {
       var most = 0u;
-      #unroll v < STAGE_LOADS
+      #unroll v < Q_LOADS
       most = max(most, magnitude(y_$v));
       #end
-      #unroll x < STAGE_SHUFFLES
+      #unroll x < Q_SHUFFLES
       most = max(most, subgroupShuffleXor(most, 1u << $xu));
       #end
       let exponent = row_exponent(most);
       let up = power_of_two(-exponent);
-      if (stage_token < 16u) {
-        if (stage_vec == 0u) { row_scale[$tu * 16u + stage_token] = scale_log2 * power_of_two(exponent); }
-        #unroll v < STAGE_LOADS
-        if (stage_vec + $vu * STAGE_LANES < VECS) { tile_put(put_at + $vu * STAGE_LANES, scaled(y_$v, up)); }
+      if (q_row < 16u) {
+        if (q_vec == 0u) { row_scale[$tu * 16u + q_row] = scale_log2 * power_of_two(exponent); }
+        #unroll v < Q_LOADS
+        if (q_vec + $vu * Q_LANES < VECS) { tile_put(q_row * KV_STRIDE + q_vec + $vu * Q_LANES, scaled(y_$v, up)); }
         #end
       }
     }
@@ -341,20 +354,28 @@ fn main(
 
     var token0 = w.begin;
     // Some of the first step's numbers stand for all: if none of them is, the cache may be of numbers that f16 loses.
-    if (!IS_BF16 || magnitude(x_0) >= SMALLEST) { atomicOr(&events, ORDINARY); }
-    #if CONVERT_EARLY
-    CONVERT
+    if (!IS_BF16 || (magnitude(x_0) >= SMALLEST && w.begin + own_row < w.end)) { atomicOr(&events, ORDINARY); }
+    {
+      const here = 0u;
+      STAGE
+    }
+    #if AHEAD
+    row_at = row_in(w, next_block, w.begin + TOKENS + own_row);
     #end
     #if TWO_TILES
     {
-      const there = 0u;
+      let fetched = w.begin + TOKENS;
+      FETCH
+    }
+    {
+      const here = TILE_SIZE;
       STAGE
     }
-    // Before the first step there is none to make output of: P is zero, V any number.
-    for (var i = thread; i < TILE_SIZE; i += THREADS) { tile_put(TILE_SIZE + i, vec4<u32>()); }
-    for (var i = thread; i < PROBS_SIZE; i += THREADS) { probs_put(i, vec2<u32>()); }
-    workgroupBarrier();
+    var here = 0u; // the tile of the step at hand
+    #else
+    const here = 0u;
     #end
+    workgroupBarrier();
     if (owner && lane == 0u) {
       state_put(row, 0u, vec2<u32>(bitcast<u32>(row_scale[row]), bitcast<u32>(LOWEST)));
       state_put(row, 1u, vec2<u32>(limit_of(w, row), 0u));
@@ -366,33 +387,21 @@ fn main(
     // The end comes with the events: a compiler that can tell how often a loop runs copies its body, past what the instruction cache holds.
     // Where INNER_LOOP is, an event ends a loop of steps that have none, which has nothing rare in it then.
     if (w.begin < w.end) { TURNS {
-      #unroll t < TILES
-      {
-      // The keys of the step, and with two tiles those of the step before.
-      const here = $tu * TILE_SIZE;
-      const there = (TILES - 1u - $tu) * TILE_SIZE;
       var event = 0u;
       var p_sum = 0.0; // of the step
       #if INNER_LOOP
-      TURNS {
+      STEPS {
       #end
-      #if !TWO_TILES
-      STAGE
-      workgroupBarrier();
-      #end
-      #if FETCH_SCORES
-      {
-        let fetched = token0 + TOKENS;
-        FETCH
-      }
+      #if FETCH_FIRST
+      FETCH_NEXT
       #end
 
       // scores
       {
         var s = Result();
         SCORES
-        #if CONVERT_SCORES
-        CONVERT
+        #if !FETCH_FIRST
+        FETCH_NEXT
         #end
         subgroupMatrixStore<row_major>(&slices, s_at, s, S_STRIDE);
       }
@@ -409,16 +418,9 @@ fn main(
         sum_$j = scores_of(row, quad_$j);
         #end
       }
-      #if !FETCH_SCORES
-      {
-        let fetched = token0 + TOKENS;
-        FETCH
-      }
-      #end
       var raised = 0u;
       if (thread == 0u) {
-        const ahead = select(TOKENS, 0u, TWO_TILES);
-        raised = select(0u, LOOK, token0 + TOKENS > partly_seen) | select(0u, LAST, token0 + ahead >= w.end);
+        raised = select(0u, LOOK, token0 + TOKENS > partly_seen) | select(0u, LAST, token0 + TOKENS >= w.end);
       }
       p_sum = 0.0;
       if (ALL_OWN || owner) {
@@ -430,9 +432,6 @@ fn main(
         p_sum += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
         #end
       }
-      #if TWO_TILES
-      STAGE
-      #end
       if (raised != 0u) { atomicOr(&events, raised); }
       event = workgroupUniformLoad(&events);
       #if INNER_LOOP
@@ -443,17 +442,13 @@ fn main(
       }
       #end
 
-      #if TWO_TILES
-      // The scores were nobody's.
-      if ((event & LAST) != 0u) { break; }
-      #end
       if ((event & LOOK) != 0u) {
         // The first step of a sequence, and those with keys that only some rows see, come this way too.
         if (token0 + TOKENS > partly_seen) {
           // What is not a number in a key's V must not reach rows that do not see it, since 0 * NaN is NaN. It reaches those that do through
           // the scores.
-          for (var v = stage_vec; v < V_VECS; v += STAGE_LANES) {
-            let at = here + stage_token * KV_STRIDE + v;
+          for (var i = thread; i < TOKENS * V_VECS; i += THREADS) {
+            let at = here + i / V_VECS * KV_STRIDE + i % V_VECS;
             let x = tile_get(at);
             tile_put(at, vec4<u32>(finite_half(x.x), finite_half(x.y), finite_half(x.z), finite_half(x.w)));
           }
@@ -518,12 +513,8 @@ fn main(
       }
       total += p_sum;
       OUTPUT
-      #if !TWO_TILES
       if ((event & LAST) != 0u) { break; }
-      #end
       NEXT
-      }
-      #end
     } }
 
     workgroupBarrier();

@@ -29,6 +29,20 @@ function made(problem: DecodeProblem, syntax: MatrixSyntax = 'new'): MatrixDecod
   return MATRIX_SHAPES.map((shape) => matrixConfig(shape, problem, { syntax, subgroupSize: 32 })).filter((config) => typeof config !== 'string');
 }
 
+/** Values of a kernel's expressions for a subgroup and lane: with its constants, and with those of its values that are asked for. */
+function evaluator(text: string, names: readonly string[]): (expression: string, me: number, lane: number) => unknown {
+  const script = (wgsl: string): string => wgsl.replace(/\b(\d+)u\b/g, '$1n');
+  const constants = [...text.matchAll(/^const (\w+) = (\d+)u;$/gm)].map(([, name, value]) => `const ${name} = ${value}n;`);
+  const values = names.flatMap((name) => [...text.matchAll(new RegExp(`^ *let ${name} = (.*);$`, 'gm'))].map(([, value]) => `const ${name} = ${script(value!)};`));
+  const sorted = values.sort((a, b) => Number(/_row =/.test(b)) - Number(/_row =/.test(a)));
+  return (expression, me, lane) => {
+    const value: unknown = new Function('me', 'subgroup_lane', 'min', `${[...constants, ...sorted].join('\n')}\nreturn ${script(expression)};`)(
+      BigInt(me), BigInt(lane), (a: bigint, b: bigint) => (a < b ? a : b),
+    );
+    return typeof value === 'bigint' ? BigInt.asUintN(32, value) : value;
+  };
+}
+
 describe('configurations', () => {
   test('all fit DeepSeek\'s heads on a large GPU, and are consistent', () => {
     const { fits } = decodeCandidates(DEEPSEEK, 512, traits('new'));
@@ -46,8 +60,8 @@ describe('configurations', () => {
 
   test('without bounds checks those that they would slow down come first', () => {
     const first = (unchecked: boolean, rows: number): string => decodeCandidates(DEEPSEEK, rows, { ...traits('new'), unchecked }).fits[0]!.key;
-    expect([64, 32, 16].map((rows) => first(false, rows))).toEqual(['matrix 64x16 8/2 scores split fixed', 'matrix 32x32 8/2x2 softmax fixed', 'matrix 16x16 4/4 scores fixed']);
-    expect([64, 32, 16].map((rows) => first(true, rows))).toEqual(['matrix 64x16 8/2 2 tiles scores', 'matrix 32x32 8/2x2 softmax', 'matrix 16x16 4/4 scores']);
+    expect([64, 32, 16].map((rows) => first(false, rows))).toEqual(['matrix 64x16 8/2 scores split fixed', 'matrix 32x32 8/2x2 scored fixed', 'matrix 16x16 4/4 scores fixed']);
+    expect([64, 32, 16].map((rows) => first(true, rows))).toEqual(['matrix 64x16 8/2 2 tiles scored', 'matrix 32x32 8/2x2 scores', 'matrix 16x16 4/4 scores']);
   });
 
   test('widths that the matrices do not divide go to the next tier, and why is said', () => {
@@ -56,15 +70,49 @@ describe('configurations', () => {
     expect(rejected.filter((why) => /^matrix .*: d_(qk|v) = (48|32) is not a multiple/.test(why)).length).toBe(MATRIX_SHAPES.length);
   });
 
-  test('threads past the end of a row ask for its last vector again', () => {
+  test('threads past the end of a row of Q ask for its last vector again', () => {
     const shape = MATRIX_SHAPES.find(({ tiles }) => tiles === 2)!;
     const problem = { ...DEEPSEEK, dQk: 192, dV: 128 };
     const config = matrixConfig(shape, problem, { syntax: 'new', subgroupSize: 64 }) as MatrixDecodeConfig;
     expect(config.threads / config.tokens).toBeGreaterThan(problem.dQk / 8);
     const text = decodeMatrixKernel(texts, { ...problem, hKv: 1 }, config, { segments: 1, blocksPerSegment: 1820 });
-    // Of the cache, at first and in both halves of the loop, and of Q, for each of its tiles and once more.
-    const loads = [...text.matchAll(/^ *[xy]_0 = (?:kv0|q)\[(.*)\];$/gm)].map(([, place]) => place!.replace(/^(row_at\.y|at) \+ /, ''));
-    expect(loads).toEqual(Array.from({ length: 8 }, () => 'min(stage_vec + 0u, VECS - 1u)'));
+    // For each row tile and once more.
+    const loads = [...text.matchAll(/^ *y_0 = q\[at \+ (.*)\];$/gm)].map(([, place]) => place);
+    expect(loads).toEqual(Array.from({ length: config.rows / 16 + 1 }, () => 'min(q_vec + 0u, VECS - 1u)'));
+  });
+
+  // d_qk, d_v, lanes of a subgroup: shares that lie alike for all lanes, and such that divide nothing.
+  test.each([
+    [576, 512, 32], [576, 512, 64], [192, 128, 32], [192, 128, 64], [544, 512, 32], [320, 256, 4], [448, 384, 32], [448, 384, 8],
+  ])('a step\'s rows are staged once, V by who reads it: %i/%i, %i lanes', (dQk, dV, subgroupSize) => {
+    const configs = MATRIX_SHAPES.map((shape) => matrixConfig(shape, { dQk, dV }, { syntax: 'new', subgroupSize })).filter((config) => typeof config !== 'string');
+    expect(configs.length).toBeGreaterThan(0);
+    for (const hKv of [1, 3]) for (const config of configs) {
+      const { key, tokens, subgroups } = config;
+      const text = decodeMatrixKernel(texts, { dQk, dV, dtype: 'bf16', hKv }, config, { segments: 1, blocksPerSegment: 1820 });
+      const loads = new Map([...text.matchAll(/^ *([xz]_\d+) = kv0\[row_at\.y \+ (.*)\];$/gm)].map(([, name, from]) => [name!, from!]));
+      const stores = new Map([...text.matchAll(/^ *(?:if \((.*)\) )?\{ tile_put\(here \+ (.*), halves\(([xz]_\d+)\)\); \}$/gm)].map(([, mine, to, name]) => [name!, { mine: mine ?? 'true', to: to! }]));
+      expect([...stores.keys()], key).toEqual([...loads.keys()]);
+      const evaluate = evaluator(text, ['own_row', 'own_vec', 'own_to', 'rest_from', 'rest_row', 'rest_to']);
+      const vecs = dQk / 8;
+      const writers = new Map<number, number>();
+      for (let me = 0; me < subgroups; me++) for (let lane = 0; lane < subgroupSize; lane++) {
+        const at = (expression: string): number => Number(evaluate(expression, me, lane));
+        const ownRow = at('own_row');
+        for (const [name, from] of loads) {
+          const place = (ownRow * hKv * vecs + at(from)) % 2 ** 32;
+          const [row, vec] = [Math.floor(place / (hKv * vecs)), place % (hKv * vecs)];
+          expect(row < tokens && vec < vecs, `${key} ${name} of ${me}, ${lane}: row ${row}, vector ${vec}`).toBe(true);
+          if (!evaluate(stores.get(name)!.mine, me, lane)) continue;
+          const to = at(stores.get(name)!.to);
+          expect(to, `${key} ${name} of ${me}, ${lane}`).toBe(row * config.strides.KV_STRIDE + vec);
+          if (vec < dV / 8) expect(Math.floor(vec / (dV / 8 / subgroups)), `${key} ${name} of ${me}, ${lane}`).toBe(me);
+          writers.set(to, (writers.get(to) ?? 0) + 1);
+        }
+      }
+      expect(writers.size, key).toBe(tokens * vecs);
+      expect(Math.max(...writers.values()), key).toBe(1);
+    }
   });
 
   test('blocks smaller than a step decline it', () => {
@@ -123,10 +171,10 @@ async function emulatingDevice(): Promise<GPUDevice> {
 describe.each([
   ['matrix 16x16 4/4 scores', 64],
   ['matrix 16x16 4/4 scores fixed', 64],
-  ['matrix 32x32 8/2x2 softmax', 128],
-  ['matrix 32x32 8/2x2 softmax fixed', 128],
+  ['matrix 32x32 8/2x2 scores', 128],
+  ['matrix 32x32 8/2x2 scored fixed', 128],
   ['matrix 32x32 8/2x2 scores split fixed', 128],
-  ['matrix 32x16 8/4 2 tiles scores', 128],
+  ['matrix 32x16 8/4 2 tiles scored', 128],
 ])('the kernel, with emulated matrices: %s', (key, dV) => {
   const dQk = dV + 64;
   let mla: Mla;
@@ -136,7 +184,7 @@ describe.each([
   beforeAll(async () => {
     // Eight emulated subgroups are too few threads for 64 rows. How Q is split, and how two tiles take turns, does not depend on them.
     shapes.push({ rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'scores', splitQ: true, fixed: true });
-    shapes.push({ rows: 32, tokens: 16, subgroups: 8, tiles: 2, fetch: 'scores', splitQ: false, fixed: false });
+    shapes.push({ rows: 32, tokens: 16, subgroups: 8, tiles: 2, fetch: 'scored', splitQ: false, fixed: false });
     preferred.key = key;
     device = await emulatingDevice();
     mla = await createMla({ backend: 'webgpu', device, tier: 'matrix', tune: 'off' });
@@ -202,9 +250,13 @@ describe.each([
   });
 
   // All of it, or after a block of zeros.
-  test.each([0, 1])('a cache of tiny numbers, but for %i blocks', async (zeros) => {
-    const c = tiny(makeCase({ ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [100], poison: false }));
-    if (zeros > 0) c.kvCache.fill(0, c.blockTable[0]! * c.blockSize * dQk, (c.blockTable[0]! + 1) * c.blockSize * dQk);
+  // The last with ordinary numbers past the end, which are read as well.
+  test.each([[100, 0], [100, 1], [5, 0]])('a cache of %i tokens of tiny numbers, but for %i blocks', async (tokens, zeros) => {
+    const c = tiny(makeCase({ ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [tokens], poison: false }));
+    const rowsOf = (block: number, from = 0): [number, number] => [(c.blockTable[block]! * c.blockSize + from) * dQk, (c.blockTable[block]! + 1) * c.blockSize * dQk];
+    if (zeros > 0) c.kvCache.fill(0, ...rowsOf(0));
+    const last = Math.floor((tokens - 1) / c.blockSize);
+    c.kvCache.fill(bits(1), ...rowsOf(last, tokens - last * c.blockSize));
     const got = await run(mla, c);
     expectRight(c, got);
     // That bound is made for ordinary numbers: these, times 2^60 again.

@@ -76,8 +76,7 @@ export function emulateMatrices(source: string): string {
     .replace(/bitcast<u32>\(vec2<f16>\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)\)/g, 'pack2x16float($1)')
     .replace(/vec2<f16>/g, 'vec2<f32>')
     .replace(/\bf16\(([\d.]+)\)/g, 'f32($1)')
-    .replace('@builtin(subgroup_id) subgroup_index: u32,', '@builtin(subgroup_id) subgroup_index: u32, @builtin(subgroup_invocation_id) lane_of_subgroup: u32,')
-    .replace(/(fn main\([^{]*\{)/, '$1\n  my_lane = lane_of_subgroup;');
+    .replace(/(fn main\([^{]*\{)/, '$1\n  my_lane = subgroup_lane;');
   const left = /.*(\bf16\b|subgroup_matrix|subgroupMatrix).*/.exec(body);
   if (left) throw new Error(`not emulated: ${left[0]}`);
   const head = /^(?:\s*(?:enable|diagnostic)[^;]*;)*/.exec(body)![0];

@@ -223,7 +223,7 @@ describe('the tuner', () => {
   const traits: DeviceTraits = { limits, kind: 'gpu', vendor: 'nvidia', architecture: '', tier: 'matrix', subgroupSize: { min: 32, max: 32 }, matrix: { syntax: 'new', subgroupSize: 32 } };
 
   test('knows what is remembered by class: configurations that blocks of 64 hold, of each load by itself', async () => {
-    const wide = { config: 'matrix 32x32 8/2x2 softmax', slots: 528, ms: 1 };
+    const wide = { config: 'matrix 32x32 8/2x2 scores', slots: 528, ms: 1 };
     const remembered = new Map([[`a | ${shapeClass(shape)}`, wide], ['a | bf16 576/512, 128 rows, 1 KV head', wide], [`b | ${shapeClass({ ...shape, load: 'short' })}`, wide]]);
     const tuner = new Tuner({
       device: { traits } as TuneDevice, schedule: { slots: 264, rowTiles: [64], minTokensPerPart: 64 }, mode: 'stored',

@@ -105,99 +105,147 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelP
 /** What follows the bindings. */
 function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
   const { rows, tokens, threads, subgroups, slices, sliceSteps, qHeld, tiles, fetch, splitQ, fixed, leaving, syntax } = config;
-  const stageLanes = threads / tokens;
   const vecs = dQk / 8;
+  const ownVecs = dV / 8 / subgroups;
+  const restVecs = (dQk - dV) / 8;
+  const lanes = threads / subgroups;
+  const qLanes = threads / tokens;
   const rowThreads = Math.min(threads / rows, tokens / 4);
-  // When rows become f16, where that is not when they are stored.
-  const convertScores = tiles === 2 && fetch === 'scores';
-  const convertOutput = tiles === 1 && fetch === 'softmax' && fixed;
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, TILES: tiles, TWO_TILES: tiles === 2, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
     SLICES: slices, SLICE_STEPS: sliceSteps, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
-    STAGE_LANES: stageLanes, STAGE_SHUFFLES: Math.log2(stageLanes), STAGE_LOADS: Math.ceil(vecs / stageLanes), FETCH_SCORES: fetch === 'scores',
-    CONVERT_SCORES: convertScores, CONVERT_OUTPUT: convertOutput, CONVERT_EARLY: convertScores || convertOutput, INNER_LOOP: fixed && tiles === 1,
+    LANES: lanes, OWN_VECS: ownVecs, OWN_LOADS: Math.ceil((tokens * ownVecs) / lanes), REST_VECS: restVecs,
+    REST_LOADS: Math.ceil((tokens * restVecs) / threads), Q_LANES: qLanes, Q_SHUFFLES: Math.log2(qLanes), Q_LOADS: Math.ceil(vecs / qLanes),
+    FETCH_FIRST: fetch === 'scores',
+    // Where the next rows are is worked out at a step's end, not when they are asked for: where there are registers to keep it in.
+    AHEAD: tiles === 1 && !splitQ,
+    // Steps that have no event are a loop by themselves: elsewhere it costs more than it brings.
+    INNER_LOOP: fixed || rows > 16,
     O_IN_TILE: leaving.array === 'kv_tile', O_QUADS: 4 * leaving.O_ROUND, O_STRIDE: leaving.O_STRIDE, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
     EXACT_ITEMS: Math.ceil((4 * dV) / 8 / threads), ...config.strides, ...config.sizes,
   };
+  // With bounds checks compilers also count the turns of a loop that may not end, in every thread. Without, a bound slows down one tile, and
+  // has a loop of few instructions unrolled.
+  const bounded = 'for (var turn = 0u; turn < 0x7fffffffu; turn++)';
   const source = matrixSource
+    .replaceAll(/^ *FETCH_NEXT$/gm, '{\nlet fetched = token0 + TILES * TOKENS;\nFETCH\n}')
     .replaceAll(/^ *NEXT$/gm, next(values))
     .replaceAll(/^ *FETCH_Q$/gm, fetchQ(values))
-    .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed || tiles === 2))
+    .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed))
     .replaceAll(/^ *STAGE$/gm, stage(values))
-    .replaceAll(/^ *CONVERT$/gm, conversion(values))
     .replace(/^ *LEAVE$/m, leave(values, leaving))
     .replace(/^ *SCORES$/m, scores(values, fixed))
-    .replaceAll(/^ *OUTPUT$/gm, tiles === 2 ? '' : output(values, fixed))
-    // With bounds checks compilers also count the turns of a loop that may not end, in every thread. Without, a bound slows down one tile.
-    .replaceAll(/\bTURNS\b(?= \{)/g, fixed || tiles === 2 ? 'for (var turn = 0u; turn < 0x7fffffffu; turn++)' : 'loop');
+    .replaceAll(/^ *OUTPUT$/gm, output(values, fixed))
+    .replaceAll(/\bTURNS\b(?= \{)/g, fixed || tiles === 2 ? bounded : 'loop')
+    .replaceAll(/\bSTEPS\b(?= \{)/g, fixed ? bounded : 'loop');
   const body = expand([source, exactSource].join('\n'), values);
   return [constants(values), expand(ARRAYS[syntax], values), loadKv(segments), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
 }
 
 type Counts = Readonly<
-  Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'STAGE_LOADS' | 'STAGE_LANES' | 'VECS', number>
-  & Record<'TWO_TILES' | 'CONVERT_EARLY' | 'CONVERT_OUTPUT', boolean>
+  Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'TOKENS' | 'LANES' | 'Q_LOADS' | 'Q_LANES', number>
+  & Record<'OWN_VECS' | 'OWN_LOADS' | 'REST_VECS' | 'REST_LOADS' | 'KV_STRIDE' | 'VECS' | 'H_KV', number> & Record<'TWO_TILES' | 'AHEAD', boolean>
 >;
 
-function all(count: number, line: (i: number) => string): string[] {
+function all<T>(count: number, line: (i: number) => T): T[] {
   return Array.from({ length: count }, (_, i) => line(i));
 }
 
-/** Which vector of a row the `v`th of this thread's share is. Past the row's end its last one again: a branch of their own would have all loads waited for at its end. */
-function vecOf(v: number, { STAGE_LANES, VECS }: Counts): string {
-  const vec = `stage_vec + ${v * STAGE_LANES}u`;
-  return (v + 1) * STAGE_LANES <= VECS ? vec : `min(${vec}, VECS - 1u)`;
+/** One vector of a step's rows that a thread sees to. */
+interface Share {
+  readonly name: string;
+  /** Where it is in the cache, in vectors from that of the thread's `own_row` on. */
+  readonly from: string;
+  /** Where it goes in a tile. */
+  readonly to: string;
+  /** Before what only one of those does who have it: that a share is nobody's would be a branch, at whose end all loads were waited for. */
+  readonly mine: string;
 }
 
 /**
- * This thread's share of a step's rows, under way from here on, and where the next step's is. With `clear` the share before it is gone where
- * no rows are left, so that a compiler need not keep it until then.
+ * A thread's shares of a step's rows: of the columns of V that its subgroup alone reads, then of those behind V, which are dealt to the
+ * subgroups in turn. Where lanes and vectors divide, shares differ by constants and by what a subgroup has in common.
+ */
+function shares({ TOKENS, SUBGROUPS, LANES, OWN_VECS, OWN_LOADS, REST_VECS, REST_LOADS, KV_STRIDE, VECS, H_KV }: Counts): Share[] {
+  const stride = H_KV * VECS;
+  const owned = TOKENS * OWN_VECS;
+  const rest = TOKENS * REST_VECS;
+  return [
+    ...all(OWN_LOADS, (v): Share => {
+      const name = `x_${v}`;
+      if ((LANES % OWN_VECS === 0 || OWN_VECS % LANES === 0) && owned % LANES === 0) {
+        const [row, vec] = [Math.floor((v * LANES) / OWN_VECS), (v * LANES) % OWN_VECS];
+        return { name, from: `me * OWN_VECS + own_vec + ${row * stride + vec}u`, to: `me * OWN_VECS + own_to + ${row * KV_STRIDE + vec}u`, mine: '' };
+      }
+      const share = `min(${v * LANES}u + subgroup_lane, ${owned - 1}u)`;
+      const vec = `me * OWN_VECS + ${share} % OWN_VECS`;
+      return {
+        name, from: `(${share} / OWN_VECS - own_row) * ${stride}u + ${vec}`, to: `${share} / OWN_VECS * KV_STRIDE + ${vec}`,
+        mine: (v + 1) * LANES <= owned ? '' : `if (${v * LANES}u + subgroup_lane < ${owned}u) `,
+      };
+    }),
+    ...all(REST_LOADS, (v): Share => {
+      const name = `z_${v}`;
+      const dealt = `${v * SUBGROUPS}u + me`;
+      if (LANES % REST_VECS === 0 && rest % LANES === 0) {
+        const hands = rest / LANES;
+        const whole = (v + 1) * SUBGROUPS <= hands;
+        const row = `${whole ? `(${dealt})` : `min(${dealt}, ${hands - 1}u)`} * ${LANES / REST_VECS}u`;
+        return { name, from: `${row} * ${stride}u + V_VECS + rest_from`, to: `${row} * KV_STRIDE + V_VECS + rest_to`, mine: whole ? '' : `if (${dealt} < ${hands}u) ` };
+      }
+      const share = `min((${dealt}) * LANES + subgroup_lane, ${rest - 1}u)`;
+      const vec = `V_VECS + ${share} % REST_VECS`;
+      return {
+        name, from: `(${share} / REST_VECS - own_row) * ${stride}u + ${vec}`, to: `${share} / REST_VECS * KV_STRIDE + ${vec}`,
+        mine: (v + 1) * SUBGROUPS * LANES <= rest ? '' : `if ((${dealt}) * LANES + subgroup_lane < ${rest}u) `,
+      };
+    }),
+  ];
+}
+
+/**
+ * This thread's shares of a step's rows, under way from here on, and the next step's block. With `clear` the shares before are gone where
+ * no rows are left, so that a compiler need not keep them until then.
  */
 function fetchRows(counts: Counts, segments: number, clear: boolean): string {
-  const { STAGE_LOADS } = counts;
-  const from = (segment: number): string[] => all(STAGE_LOADS, (v) => `x_${v} = kv${segment}[row_at.y + ${vecOf(v, counts)}];`);
-  const none = clear ? all(STAGE_LOADS, (v) => `x_${v} = vec4<u32>();`) : [];
-  // In a branch, or a compiler puts the loads off until they are waited for. Not in a branch of a branch, at whose end they would be.
-  const loads = segments === 1
-    ? ['if (fetched < w.end) {', ...from(0), '} else {', ...none, '}']
-    : [...none, ...all(segments, (segment) => [`if (fetched < w.end && row_at.x == ${segment}u) {`, ...from(segment), '}'].join('\n'))];
+  const mine = shares(counts);
+  const from = (segment: number): string[] => mine.map(({ name, from }) => `${name} = kv${segment}[row_at.y + ${from}];`);
+  const none = clear ? mine.map(({ name }) => `${name} = vec4<u32>();`) : [];
   return [
-    ...loads, 'row_at = row_in(w, next_block, within(w, fetched + TOKENS + stage_token));', 'next_block = block_of(w, fetched + 2u * TOKENS + stage_token);',
+    ...(counts.AHEAD ? [] : ['row_at = row_in(w, next_block, fetched + own_row);']),
+    // In a branch, or a compiler puts the loads off until they are waited for. Not in a branch of a branch, at whose end they would be.
+    ...(segments === 1
+      ? ['if (fetched < w.end) {', ...from(0), '} else {', ...none, '}']
+      : [...none, ...all(segments, (segment) => [`if (fetched < w.end && row_at.x == ${segment}u) {`, ...from(segment), '}'].join('\n'))]),
+    'next_block = block_of(w, fetched + TOKENS + own_row);',
   ].join('\n');
 }
 
 /** This thread's share of 16 rows of Q from `rows_at` on, under way from here on. */
-function fetchQ(counts: Counts): string {
+function fetchQ({ Q_LOADS, Q_LANES, VECS }: Counts): string {
+  // Past the row's end its last vector again.
+  const vecOf = (v: number): string => ((v + 1) * Q_LANES <= VECS ? `q_vec + ${v * Q_LANES}u` : `min(q_vec + ${v * Q_LANES}u, VECS - 1u)`);
   return [
-    'if (rows_at < ROWS && stage_token < 16u && w.begin < w.end) {',
-    'let at = q_at(w, rows_at + stage_token);',
-    ...all(counts.STAGE_LOADS, (v) => `y_${v} = q[at + ${vecOf(v, counts)}];`),
+    'if (rows_at < ROWS && q_row < 16u && w.begin < w.end) {',
+    'let at = q_at(w, rows_at + q_row);',
+    ...all(Q_LOADS, (v) => `y_${v} = q[at + ${vecOf(v)}];`),
     '}',
   ].join('\n');
 }
 
-/** On to the next step. */
-function next({ TWO_TILES, CONVERT_OUTPUT }: Counts): string {
+/** The rows that are under way into the tile that this subgroup has made its output of, and on to the next step. */
+function next({ TWO_TILES, AHEAD }: Counts): string {
   return [
-    ...(CONVERT_OUTPUT ? ['if (token0 + TOKENS < w.end) {', 'CONVERT', '}'] : []),
-    'token0 += TOKENS;', ...(TWO_TILES ? [] : ['workgroupBarrier();']),
+    'STAGE', ...(AHEAD ? ['row_at = row_in(w, next_block, token0 + (TILES + 1u) * TOKENS + own_row);'] : []),
+    'token0 += TOKENS;', TWO_TILES ? 'here = TILE_SIZE - here;' : 'workgroupBarrier();',
   ].join('\n');
 }
 
-/** This thread's rows as f16. */
-function conversion({ STAGE_LOADS }: Counts): string {
-  return all(STAGE_LOADS, (v) => `x_${v} = halves(x_${v});`).join('\n');
-}
-
-/** This thread's rows into the tile at `there`. */
+/** This thread's shares as f16 into the tile at `here`. */
 function stage(counts: Counts): string {
-  const { STAGE_LOADS, STAGE_LANES, VECS, CONVERT_EARLY } = counts;
-  return [
-    ...(CONVERT_EARLY ? [] : [conversion(counts)]),
-    ...all(STAGE_LOADS, (v) => `${(v + 1) * STAGE_LANES <= VECS ? '' : `if (stage_vec + ${v * STAGE_LANES}u < VECS) `}{ tile_put(there + put_at + ${v * STAGE_LANES}u, x_${v}); }`),
-  ].join('\n');
+  return shares(counts).map(({ name, to, mine }) => `${mine}{ tile_put(here + ${to}, halves(${name})); }`).join('\n');
 }
 
 /** `body` for the value of `me`, this subgroup, or in a branch for each of the last bits that it may have: `count` values. */
@@ -206,12 +254,12 @@ function branches(fixed: boolean, count: number, body: (me: string) => string[])
   return [`switch me & ${count - 1}u {`, ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...body(`${i}u`), '}'].join('\n')), '}'].join('\n');
 }
 
-/** The products of Q and K, with two tiles also those of P and V of the step before, for which they do not wait. */
+/** The products of Q and K. */
 function scores(counts: Counts, fixed: boolean): string {
-  const { SUBGROUPS, SLICES, KEY_TILES, SLICE_STEPS, Q_HELD, TWO_TILES } = counts;
+  const { SUBGROUPS, SLICES, KEY_TILES, SLICE_STEPS, Q_HELD } = counts;
   // Only what is loaded of Q depends on the row tile.
   const split = Q_HELD < SLICE_STEPS;
-  return branches(fixed, split || TWO_TILES ? SUBGROUPS : SLICES * KEY_TILES, (me) => [
+  return branches(fixed, split ? SUBGROUPS : SLICES * KEY_TILES, (me) => [
     ...(fixed ? [`const slice = ${me} & (SLICES - 1u);`, `const key_tile = (${me} / SLICES) & (KEY_TILES - 1u);`] : []),
     ...(fixed && split ? [`const row_tile = ${me} / (SLICES * KEY_TILES);`] : []),
     ...all(SLICE_STEPS, (k) => [
@@ -219,24 +267,18 @@ function scores(counts: Counts, fixed: boolean): string {
       ...(k < Q_HELD ? [] : [`let q_${k} = subgroupMatrixLoad<Left, row_major>(&q_tile, row_tile * 16u * Q_STRIDE + slice * Q_LEFT + ${2 * (k - Q_HELD)}u, Q_STRIDE);`]),
       `s = subgroupMatrixMultiplyAccumulate(q_${k}, k_${k}, s);`,
     ].join('\n')),
-    ...(TWO_TILES ? outputOf(counts, me) : []),
   ]);
 }
 
 /** The products of P and V. */
-function output(counts: Counts, fixed: boolean): string {
-  return branches(fixed, counts.SUBGROUPS, (me) => outputOf(counts, me));
-}
-
-/** V is in the tile at `there`. */
-function outputOf({ KEY_TILES, OUT_TILES, ROW_TILES }: Counts, me: string): string[] {
-  return all(KEY_TILES, (n) => [
+function output({ SUBGROUPS, KEY_TILES, OUT_TILES, ROW_TILES }: Counts, fixed: boolean): string {
+  return branches(fixed, SUBGROUPS, (me) => all(KEY_TILES, (n) => [
     ...all(ROW_TILES, (r) => `let left_${r}_${n} = subgroupMatrixLoad<Left, row_major>(&probs, ${r}u * 16u * P_STRIDE + ${n}u * 4u, P_STRIDE);`),
     ...all(OUT_TILES, (c) => [
-      `let v_${n}_${c} = subgroupMatrixLoad<Right, row_major>(&kv_tile, there + ${n}u * 16u * KV_STRIDE + (${me} * OUT_TILES + ${c}u) * 2u, KV_STRIDE);`,
+      `let v_${n}_${c} = subgroupMatrixLoad<Right, row_major>(&kv_tile, here + ${n}u * 16u * KV_STRIDE + (${me} * OUT_TILES + ${c}u) * 2u, KV_STRIDE);`,
       ...all(ROW_TILES, (r) => `o_${r}_${c} = subgroupMatrixMultiplyAccumulate(left_${r}_${n}, v_${n}_${c}, o_${r}_${c});`),
     ].join('\n')),
-  ].join('\n'));
+  ].join('\n')));
 }
 
 /** O to where it belongs, by way of workgroup memory. */

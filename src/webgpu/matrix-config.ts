@@ -13,12 +13,12 @@ export interface MatrixShape {
   /** As many as a step's S has matrices of 16 x 16, or a multiple: then the d_qk sum is cut into slices. */
   readonly subgroups: number;
   /**
-   * Steps whose keys are in workgroup memory. With two, which there is room for with steps of 16, a step's scores and the output of the
-   * step before are made between the same two barriers.
+   * Steps whose keys are in workgroup memory. With two, which there is room for with steps of 16, a step's scores do not wait until all
+   * have made the output of the step before.
    */
   readonly tiles: 1 | 2;
-  /** When the next step's rows are asked for: before the scores, or once the scores have been read. */
-  readonly fetch: 'scores' | 'softmax';
+  /** When the rows to be staged next are asked for: before the scores, or once they are made, before they are stored. */
+  readonly fetch: 'scores' | 'scored';
   /**
    * Whether some of Q's columns stay in workgroup memory: where O takes 128 registers a thread, Q's 72 beside them leave too few to
    * load ahead with. There is no room for them beside two tiles.
@@ -26,8 +26,7 @@ export interface MatrixShape {
   readonly splitQ: boolean;
   /**
    * Whether each subgroup has a branch of its own for its products, whose places in workgroup memory are constants: with bounds checks, as
-   * in a browser, all that a compiler cannot prove costs several times what the products do. With one tile its steps are a loop by
-   * themselves, which has nothing rare in it.
+   * in a browser, all that a compiler cannot prove costs several times what the products do.
    */
   readonly fixed: boolean;
 }
@@ -59,11 +58,11 @@ export interface MatrixDecodeConfig extends MatrixShape {
 /** 64 rows cost more than they save where loads are small (shaders/README.md): the tuner finds out. */
 export const MATRIX_SHAPES: readonly MatrixShape[] = [
   { rows: 64, tokens: 16, subgroups: 8, tiles: 1, fetch: 'scores', splitQ: true, fixed: true },
-  { rows: 64, tokens: 16, subgroups: 8, tiles: 2, fetch: 'scores', splitQ: false, fixed: false },
-  { rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: false, fixed: true },
-  { rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: false, fixed: false },
+  { rows: 64, tokens: 16, subgroups: 8, tiles: 2, fetch: 'scored', splitQ: false, fixed: false },
+  { rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'scored', splitQ: false, fixed: true },
+  { rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'scores', splitQ: false, fixed: false },
   // For blocks of 16.
-  { rows: 32, tokens: 16, subgroups: 8, tiles: 1, fetch: 'softmax', splitQ: false, fixed: true },
+  { rows: 32, tokens: 16, subgroups: 8, tiles: 1, fetch: 'scored', splitQ: false, fixed: true },
   { rows: 16, tokens: 16, subgroups: 4, tiles: 1, fetch: 'scores', splitQ: false, fixed: true },
   { rows: 16, tokens: 16, subgroups: 4, tiles: 1, fetch: 'scores', splitQ: false, fixed: false },
 ];
@@ -82,8 +81,7 @@ export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV:
   const threads = subgroups * subgroupSize;
   if (dQk % (16 * slices) !== 0) return `${key}: d_qk = ${dQk} is not a multiple of ${16 * slices}`;
   if (dV % (16 * subgroups) !== 0) return `${key}: d_v = ${dV} is not a multiple of ${16 * subgroups}`;
-  const stageLanes = threads / tokens;
-  if (stageLanes < 1 || stageLanes > subgroupSize || threads < rows) return `${key}: ${threads} threads are not made for ${rows} rows and ${tokens} tokens`;
+  if (threads < tokens || threads / tokens > subgroupSize || threads < rows) return `${key}: ${threads} threads are not made for ${rows} rows and ${tokens} tokens`;
   const sliceSteps = dQk / 16 / slices;
   const qHeld = sliceSteps - (splitQ ? Math.ceil(sliceSteps * SPLIT_Q) : 0);
   const strides = { KV_STRIDE: dQk / 8 + 1, S_STRIDE: tokens / 4, P_STRIDE: tokens / 4 + 2, Q_STRIDE: 2 * slices * (sliceSteps - qHeld) + 1 };
