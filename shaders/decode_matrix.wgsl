@@ -7,7 +7,7 @@
 // another, TOKENS keys a step:
 //   stage   TOKENS cached rows, which have been under way for a while, into workgroup memory as f16. A subgroup stages the columns that it
 //           alone reads as V as soon as it has made its output, with no barrier in between: a subgroup's lanes act in step on the devices
-//           that have these matrices
+//           that have these matrices. Likewise its share of the columns behind V, which nobody reads after the scores
 //   scores  a subgroup makes one matrix of S, 16 rows and 16 keys, over one of SLICES slices of d
 //   softmax ROW_THREADS neighbouring lanes share a row, 4 keys at a time: the slices' sum, probabilities, running sum
 //   output  a subgroup owns OUT_TILES x 16 columns of O for all rows
@@ -191,7 +191,7 @@ fn within(w: Work, token: u32) -> u32 { return min(token, max(w.end, 1u) - 1u); 
 
 fn block_of(w: Work, token: u32) -> u32 { return plan[w.table_at + (within(w, token) >> w.block_shift)]; }
 
-fn kv_row(w: Work, token: u32) -> vec2<u32> { return row_in(w, block_of(w, token), within(w, token)); }
+fn kv_row(w: Work, token: u32) -> vec2<u32> { return row_in(w, block_of(w, token), token); }
 
 fn visible(token: u32, limit: u32) -> vec4<bool> { return vec4<u32>(token) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit); }
 
@@ -353,8 +353,15 @@ fn main(
     var outside = false;
 
     var token0 = w.begin;
-    // Some of the first step's numbers stand for all: if none of them is, the cache may be of numbers that f16 loses.
-    if (!IS_BF16 || (magnitude(x_0) >= SMALLEST && w.begin + own_row < w.end)) { atomicOr(&events, ORDINARY); }
+    // The first step's V stands for all: if none of its numbers is ordinary, the cache may be of numbers that f16 loses. Of a step that is not
+    // full some do, as what is past the end must not.
+    var most = select(0u, magnitude(x_0), w.begin + own_row < w.end);
+    if (w.begin + TOKENS <= w.end) {
+      #unroll v < OWN_LOADS
+      most = max(most, magnitude(x_$v));
+      #end
+    }
+    if (!IS_BF16 || most >= SMALLEST) { atomicOr(&events, ORDINARY); }
     {
       const here = 0u;
       STAGE

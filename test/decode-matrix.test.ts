@@ -250,7 +250,7 @@ describe.each([
   });
 
   // All of it, or after a block of zeros.
-  // The last with ordinary numbers past the end, which are read as well.
+  // With ordinary numbers past the end, which are read as well: of the last in its first step.
   test.each([[100, 0], [100, 1], [1, 0]])('a cache of %i tokens of tiny numbers, but for %i blocks', async (tokens, zeros) => {
     const c = tiny(makeCase({ ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [tokens], poison: false }));
     const rowsOf = (block: number, from = 0): [number, number] => [(c.blockTable[block]! * c.blockSize + from) * dQk, (c.blockTable[block]! + 1) * c.blockSize * dQk];
