@@ -33,7 +33,12 @@ export class Timer {
       this.#queries ??= device.createQuerySet({ label: 'timer', type: 'timestamp', count: 2 * PASSES });
       this.#resolve ??= device.createBuffer({ label: 'timer', size: 16 * PASSES, usage: 0x200 | 0x04 /* QUERY_RESOLVE | COPY_SRC */ });
     } else {
-      await this.#gpu.device.queue.onSubmittedWorkDone();
+      try {
+        await this.#wait(this.#gpu.device.queue.onSubmittedWorkDone());
+      } catch (error) {
+        this.#passes = -1;
+        throw error;
+      }
       this.#start = performance.now();
     }
   }
@@ -67,11 +72,17 @@ export class Timer {
     encoder.resolveQuerySet(this.#queries, 0, 2 * passes, this.#resolve!, 0);
     encoder.copyBufferToBuffer(this.#resolve!, 0, staging.buffer, 0, 16 * passes);
     device.queue.submit([encoder.finish()]);
-    await this.#wait(staging.buffer.mapAsync(1 /* READ */, 0, 16 * passes));
-    const times = new BigUint64Array(staging.buffer.getMappedRange(0, 16 * passes));
     let nanoseconds = 0;
-    for (let i = 0; i < passes; i++) nanoseconds += Number(times[2 * i + 1]! - times[2 * i]!);
-    staging.buffer.unmap();
+    try {
+      await this.#wait(staging.buffer.mapAsync(1 /* READ */, 0, 16 * passes));
+      const times = new BigUint64Array(staging.buffer.getMappedRange(0, 16 * passes));
+      for (let i = 0; i < passes; i++) nanoseconds += Number(times[2 * i + 1]! - times[2 * i]!);
+      staging.buffer.unmap();
+    } catch (error) {
+      // It may be mapped, or about to be.
+      this.#memory.discard(staging);
+      throw error;
+    }
     this.#memory.release(staging);
     return { ms: nanoseconds / 1e6, source: 'device' };
   }
