@@ -8,6 +8,9 @@
 //
 // Put behind decode_matrix.wgsl, in whose terms it is written.
 
+// Segment of a token's cached row and where it is there.
+fn kv_row(w: Work, token: u32) -> vec2<u32> { return row_in(w, block_of(w, token), token); }
+
 fn dot8(a: vec4<u32>, b: vec4<u32>) -> f32 {
   var sum = 0.0;
   for (var i = 0u; i < 4u; i++) { sum += unpack_low(a[i]) * unpack_low(b[i]) + unpack_high(a[i]) * unpack_high(b[i]); }

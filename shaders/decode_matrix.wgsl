@@ -191,8 +191,6 @@ fn within(w: Work, token: u32) -> u32 { return min(token, max(w.end, 1u) - 1u); 
 
 fn block_of(w: Work, token: u32) -> u32 { return plan[w.table_at + (within(w, token) >> w.block_shift)]; }
 
-fn kv_row(w: Work, token: u32) -> vec2<u32> { return row_in(w, block_of(w, token), token); }
-
 fn visible(token: u32, limit: u32) -> vec4<bool> { return vec4<u32>(token) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit); }
 
 // An infinite or undefined score comes of a cached number that f16 does not hold: each row that sees it has one, and its sum with others is
@@ -277,8 +275,7 @@ fn main(
     w.table_at = plan[PLAN_TABLE_AT] + seq * plan[PLAN_TABLE_STRIDE];
 
     if (thread == 0u) { atomicStore(&events, 0u); }
-    // The first step's rows.
-    // A step's rows are in one block. Each thread looks it up by its own row, though: what a compiler knows to be the same for all goes
+    // The first step's rows. A step's are in one block. Each thread looks it up by its own row, though: what a compiler knows to be the same for all goes
     // through registers for which all loads are waited for.
     var next_block = block_of(w, w.begin + own_row);
     var row_at = row_in(w, next_block, w.begin + own_row);

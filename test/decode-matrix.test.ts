@@ -29,14 +29,13 @@ function made(problem: DecodeProblem, syntax: MatrixSyntax = 'new'): MatrixDecod
   return MATRIX_SHAPES.map((shape) => matrixConfig(shape, problem, { syntax, subgroupSize: 32 })).filter((config) => typeof config !== 'string');
 }
 
-/** Values of a kernel's expressions for a subgroup and lane: with its constants, and with those of its values that are asked for. */
+/** Values of a kernel's expressions for a subgroup and lane: with its constants, and with those of its values that are named, each after those it is made of. */
 function evaluator(text: string, names: readonly string[]): (expression: string, me: number, lane: number) => unknown {
   const script = (wgsl: string): string => wgsl.replace(/\b(\d+)u\b/g, '$1n');
   const constants = [...text.matchAll(/^const (\w+) = (\d+)u;$/gm)].map(([, name, value]) => `const ${name} = ${value}n;`);
   const values = names.flatMap((name) => [...text.matchAll(new RegExp(`^ *let ${name} = (.*);$`, 'gm'))].map(([, value]) => `const ${name} = ${script(value!)};`));
-  const sorted = values.sort((a, b) => Number(/_row =/.test(b)) - Number(/_row =/.test(a)));
   return (expression, me, lane) => {
-    const value: unknown = new Function('me', 'subgroup_lane', 'min', `${[...constants, ...sorted].join('\n')}\nreturn ${script(expression)};`)(
+    const value: unknown = new Function('me', 'subgroup_lane', 'min', `${[...constants, ...values].join('\n')}\nreturn ${script(expression)};`)(
       BigInt(me), BigInt(lane), (a: bigint, b: bigint) => (a < b ? a : b),
     );
     return typeof value === 'bigint' ? BigInt.asUintN(32, value) : value;
@@ -93,7 +92,7 @@ describe('configurations', () => {
       const loads = new Map([...text.matchAll(/^ *([xz]_\d+) = kv0\[row_at\.y \+ (.*)\];$/gm)].map(([, name, from]) => [name!, from!]));
       const stores = new Map([...text.matchAll(/^ *(?:if \((.*)\) )?\{ tile_put\(here \+ (.*), halves\(([xz]_\d+)\)\); \}$/gm)].map(([, mine, to, name]) => [name!, { mine: mine ?? 'true', to: to! }]));
       expect([...stores.keys()], key).toEqual([...loads.keys()]);
-      const evaluate = evaluator(text, ['own_row', 'own_vec', 'own_to', 'rest_from', 'rest_row', 'rest_to']);
+      const evaluate = evaluator(text, ['own_row', 'own_vec', 'own_to', 'rest_row', 'rest_from', 'rest_to']);
       const vecs = dQk / 8;
       const writers = new Map<number, number>();
       for (let me = 0; me < subgroups; me++) for (let lane = 0; lane < subgroupSize; lane++) {

@@ -118,7 +118,7 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
     LANES: lanes, OWN_VECS: ownVecs, OWN_LOADS: Math.ceil((tokens * ownVecs) / lanes), REST_VECS: restVecs,
     REST_LOADS: Math.ceil((tokens * restVecs) / threads), Q_LANES: qLanes, Q_SHUFFLES: Math.log2(qLanes), Q_LOADS: Math.ceil(vecs / qLanes),
     FETCH_FIRST: fetch === 'scores',
-    // Where the next rows are is worked out at a step's end, not when they are asked for: where there are registers to keep it in.
+    // Where the next rows are is worked out at a step's end, not when they are asked for: where there are registers to keep it in. With one tile.
     AHEAD: tiles === 1 && !splitQ,
     // Steps that have no event are a loop by themselves: elsewhere it costs more than it brings.
     INNER_LOOP: fixed || rows > 16,
@@ -172,35 +172,31 @@ function shares({ TOKENS, SUBGROUPS, LANES, OWN_VECS, OWN_LOADS, REST_VECS, REST
   const stride = H_KV * VECS;
   const owned = TOKENS * OWN_VECS;
   const rest = TOKENS * REST_VECS;
+  /** Where they do not: the `hand`th LANES of `items`, `width` of which are a row, from column `first` on. */
+  const uneven = (name: string, hand: string, items: number, width: 'OWN_VECS' | 'REST_VECS', first: string, whole: boolean): Share => {
+    const item = `${hand} * LANES + subgroup_lane`;
+    const share = `min(${item}, ${items - 1}u)`;
+    const vec = `${first} + ${share} % ${width}`;
+    return {
+      name, from: `(${share} / ${width} - own_row) * ${stride}u + ${vec}`, to: `${share} / ${width} * KV_STRIDE + ${vec}`,
+      mine: whole ? '' : `if (${item} < ${items}u) `,
+    };
+  };
   return [
     ...all(OWN_LOADS, (v): Share => {
       const name = `x_${v}`;
-      if ((LANES % OWN_VECS === 0 || OWN_VECS % LANES === 0) && owned % LANES === 0) {
-        const [row, vec] = [Math.floor((v * LANES) / OWN_VECS), (v * LANES) % OWN_VECS];
-        return { name, from: `me * OWN_VECS + own_vec + ${row * stride + vec}u`, to: `me * OWN_VECS + own_to + ${row * KV_STRIDE + vec}u`, mine: '' };
-      }
-      const share = `min(${v * LANES}u + subgroup_lane, ${owned - 1}u)`;
-      const vec = `me * OWN_VECS + ${share} % OWN_VECS`;
-      return {
-        name, from: `(${share} / OWN_VECS - own_row) * ${stride}u + ${vec}`, to: `${share} / OWN_VECS * KV_STRIDE + ${vec}`,
-        mine: (v + 1) * LANES <= owned ? '' : `if (${v * LANES}u + subgroup_lane < ${owned}u) `,
-      };
+      if ((LANES % OWN_VECS !== 0 && OWN_VECS % LANES !== 0) || owned % LANES !== 0) return uneven(name, `${v}u`, owned, 'OWN_VECS', 'me * OWN_VECS', (v + 1) * LANES <= owned);
+      const [row, vec] = [Math.floor((v * LANES) / OWN_VECS), (v * LANES) % OWN_VECS];
+      return { name, from: `me * OWN_VECS + own_vec + ${row * stride + vec}u`, to: `me * OWN_VECS + own_to + ${row * KV_STRIDE + vec}u`, mine: '' };
     }),
     ...all(REST_LOADS, (v): Share => {
       const name = `z_${v}`;
-      const dealt = `${v * SUBGROUPS}u + me`;
-      if (LANES % REST_VECS === 0 && rest % LANES === 0) {
-        const hands = rest / LANES;
-        const whole = (v + 1) * SUBGROUPS <= hands;
-        const row = `${whole ? `(${dealt})` : `min(${dealt}, ${hands - 1}u)`} * ${LANES / REST_VECS}u`;
-        return { name, from: `${row} * ${stride}u + V_VECS + rest_from`, to: `${row} * KV_STRIDE + V_VECS + rest_to`, mine: whole ? '' : `if (${dealt} < ${hands}u) ` };
-      }
-      const share = `min((${dealt}) * LANES + subgroup_lane, ${rest - 1}u)`;
-      const vec = `V_VECS + ${share} % REST_VECS`;
-      return {
-        name, from: `(${share} / REST_VECS - own_row) * ${stride}u + ${vec}`, to: `${share} / REST_VECS * KV_STRIDE + ${vec}`,
-        mine: (v + 1) * SUBGROUPS * LANES <= rest ? '' : `if ((${dealt}) * LANES + subgroup_lane < ${rest}u) `,
-      };
+      const hand = `${v * SUBGROUPS}u + me`;
+      const whole = (v + 1) * SUBGROUPS * LANES <= rest;
+      if (LANES % REST_VECS !== 0 || rest % LANES !== 0) return uneven(name, `(${hand})`, rest, 'REST_VECS', 'V_VECS', whole);
+      const hands = rest / LANES;
+      const row = `${whole ? `(${hand})` : `min(${hand}, ${hands - 1}u)`} * ${LANES / REST_VECS}u`;
+      return { name, from: `${row} * ${stride}u + V_VECS + rest_from`, to: `${row} * KV_STRIDE + V_VECS + rest_to`, mine: whole ? '' : `if (${hand} < ${hands}u) ` };
     }),
   ];
 }
@@ -238,7 +234,7 @@ function fetchQ({ Q_LOADS, Q_LANES, VECS }: Counts): string {
 /** The rows that are under way into the tile that this subgroup has made its output of, and on to the next step. */
 function next({ TWO_TILES, AHEAD }: Counts): string {
   return [
-    'STAGE', ...(AHEAD ? ['row_at = row_in(w, next_block, token0 + (TILES + 1u) * TOKENS + own_row);'] : []),
+    'STAGE', ...(AHEAD ? ['row_at = row_in(w, next_block, token0 + 2u * TOKENS + own_row);'] : []),
     'token0 += TOKENS;', TWO_TILES ? 'here = TILE_SIZE - here;' : 'workgroupBarrier();',
   ].join('\n');
 }
