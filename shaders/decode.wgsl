@@ -7,31 +7,38 @@
 // the KV head; a tile has ROWS of them. The part's sequences are taken one after another, TOKENS keys a step:
 //   stage   TOKENS cached rows, as packed 16-bit pairs, 8 numbers a load, into workgroup memory: the only time they are read
 //   scores  a thread makes ROW_TILE x 4 QUAD_TILE dot products over every SLICES-th unit of d (VEC words of 2 numbers)
-//   sums    the slices' sums come together: through workgroup memory, or in the subgroup tier by shuffles, for the slices of a
-//           dot product are neighbouring threads. Then a thread owns quads, a row and 4 tokens each
-//   softmax the owner: running maximum, probabilities, its share of the running sum
+//   sums    the slices' sums come together: through workgroup memory, at once or by pairs, or in the subgroup tier by shuffles, for the
+//           slices of a dot product are neighbouring threads. Then a thread owns quads, a row and 4 tokens each
+//   softmax the owner: probabilities from the row's reference on, its share of the running sum. The reference stays until a score is above it,
+//           which is rare; then it is raised to some way above the row's maximum, and O rescaled. Where finding the maximum costs
+//           little it is found before the probabilities are made (MOST_FIRST), else only then, and they are made again
 //   output  a thread owns OUT_ROWS rows x OUT_UNITS units of O, in registers
 // A turn of the loop makes the output of one step and the scores of the next, whose rows are on their way meanwhile.
 // Neighbouring threads read neighbouring units throughout: no bank conflicts.
 // A sequence that fits in this part is written to `out`; one that is split leaves a normalised partial O and its
 // base-2 LSE in `partials`, which combine.wgsl merges.
 //
-// What lives where: O, running maximum and sum in registers; the KV step, scores' sums and probabilities in workgroup
+// What lives where: O, references and running sums in registers; the KV step, scores' sums and probabilities in workgroup
 // memory; Q in storage, read through the cache at every step.
 //
 // The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout, the KV bindings, the functions of a unit
-// (`Unit`, `word_of`, `finite_unit`) and `put_load`, which puts a load's words into `kv_tile`, in front.
+// (`Unit`, `word_of`, `half_of`, `finite_unit`) and `put_load`, which puts a load's words into `kv_tile`, in front. It writes what lines of capitals
+// stand for: PRODUCTS of a unit, HALF_PRODUCTS of half of one, SUMS, how to RAISE a row's reference, and RESCALE of O.
 
 var<workgroup> kv_tile: array<Unit, TOKENS * STRIDE>;
 #if !SHUFFLE_SUMS
-var<workgroup> slice_sums: array<vec4<f32>, ROWS * QUADS * SLICES>;
+var<workgroup> slice_sums: array<vec4<f32>, SLICE_SUMS>;
 #end
 var<workgroup> probs: array<vec4<f32>, ROWS * QUADS>;
 var<workgroup> per_quad: array<f32, ROWS * QUADS>;
 var<workgroup> rescale: array<f32, ROWS>;
-var<workgroup> row_max: array<f32, ROWS>;
+var<workgroup> row_reference: array<f32, ROWS>;
+/// Where the last step ends in which a row's reference was raised.
+var<workgroup> raised: atomic<u32>;
 
 const LOWEST = -3.4028234e38;
+// So far above a row's highest score its reference is set, in base 2: scores seldom rise past it then. Probabilities stay below 1 all the same.
+const HEADROOM = 8.0;
 
 // Which of the s_q * h_q rows of a sequence, in the order of q and out, a row of the KV head's is.
 fn query_row(row: u32, head_kv: u32, group: u32, h_kv: u32) -> u32 {
@@ -39,6 +46,10 @@ fn query_row(row: u32, head_kv: u32, group: u32, h_kv: u32) -> u32 {
 }
 
 fn most_of(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
+
+fn probability(scores: vec4<f32>, reference: f32, visible: vec4<bool>) -> vec4<f32> {
+  return select(vec4<f32>(), exp2_or_nan(scores - reference), visible);
+}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -66,13 +77,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   let s_row = min((s_tile / QUAD_TILES) * ROW_TILE, ROWS - ROW_TILE);
   let s_quad = (s_tile % QUAD_TILES) * QUAD_TILE;
   // Threads past SCORE_THREADS make none.
-  let first_unit = select(UNITS, slice, thread < SCORE_THREADS);
+  let first_unit = select(WHOLE_UNITS, slice, thread < SCORE_THREADS);
   // sums and softmax: this thread's quads, each a row and 4 tokens
   #unroll i < THREAD_QUADS
   #if SHUFFLE_SUMS
-  let row_$i = s_row + slice % ROW_TILE + $iu / QUAD_TILE * SLICES;
-  let quad_$i = row_$i * QUADS + s_quad + $iu % QUAD_TILE;
-  let active_$i = thread < SCORE_THREADS && slice < ROW_TILE;
+  let row_$i = s_row + slice % ROW_TILE + $iu / LANE_QUADS * SLICES;
+  let quad_$i = row_$i * QUADS + s_quad + slice / ROW_TILE % QUAD_LANES + $iu % LANE_QUADS * QUAD_LANES;
+  let active_$i = thread < SCORE_THREADS && slice < ROW_TILE * QUAD_LANES;
   #else
   let quad_$i = thread + $iu * THREADS;
   let active_$i = quad_$i < ROWS * QUADS;
@@ -106,7 +117,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     #end
     #end
     #unroll i < THREAD_QUADS
-    var highest_$i = LOWEST;
+    var reference_$i = LOWEST;
     var total_$i = 0.0; // over this quad's tokens only
     var limit_$i = end;
     if (causal) {
@@ -115,6 +126,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       limit_$i = min(end, length - min(length, hidden));
     }
     #end
+
+    if (thread == 0u) { atomicStore(&raised, 0u); }
 
     // Rows past the end are computed on the last row and never written.
     #unroll r < ROW_TILE
@@ -126,41 +139,46 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     var segment = 0u;
     var block_at = 0u;
     for (var token0 = begin; token0 < stop; token0 += TOKENS) {
-      // stage, first half: loads. Slots past the sequence's end may hold anything and become zero
+      // stage, first half: loads; past the sequence's end the last token again
       let in_block = token0 & (block_size - 1u);
       if (token0 < end && in_block == 0u) {
         let block = plan[table_at];
         table_at++;
-        segment = block / BLOCKS_PER_SEGMENT;
-        block_at = ((block % BLOCKS_PER_SEGMENT) * block_size * h_kv + head_kv) * LOADS;
+        var in_segment = block;
+        if (SEGMENTS > 1u) {
+          segment = block / BLOCKS_PER_SEGMENT;
+          in_segment = block % BLOCKS_PER_SEGMENT;
+        }
+        block_at = (in_segment * block_size * h_kv + head_kv) * LOADS;
       }
       let kv_base = block_at + in_block * h_kv * LOADS;
       let last_token = max(end, token0 + 1u) - 1u - token0;
       #if PREFETCH
-      #unroll i < STAGE_LOADS
-      var staged_$i = vec4<u32>();
+      #unroll j < STAGE_EACH
+      #unroll x < STAGE_TURNS
+      var staged_$j_$x = vec4<u32>();
+      #end
       #end
       if (token0 < end) {
-        #unroll i < STAGE_LOADS
-        {
-          let token = stage_token + $iu / STAGE_TURNS * STAGE_TOKENS;
-          let load = stage_load + $iu % STAGE_TURNS * STAGE_LANES;
-          if (load < LOADS && token <= last_token) { staged_$i = load_kv(segment, kv_base + token * h_kv * LOADS + load); }
-        }
+        #unroll j < STAGE_EACH
+        let from_$j = kv_base + min(stage_token + $ju * STAGE_TOKENS, last_token) * h_kv * LOADS;
+        #unroll x < STAGE_TURNS
+        #if STAGE_EVEN
+        staged_$j_$x = load_kv(segment, from_$j + stage_load + $xu * STAGE_LANES);
+        #else
+        staged_$j_$x = load_kv(segment, from_$j + min(stage_load + $xu * STAGE_LANES, LOADS - 1u));
+        #end
+        #end
         #end
       }
       #end
 
       // output of the step before
       if (token0 > begin) {
-        #unroll r < OUT_ROWS
-        let factor_$r = rescale[o_row + $ru];
-        #unroll u < OUT_UNITS
-        #unroll c < VEC
-        low_$r_$u_$c *= factor_$r;
-        high_$r_$u_$c *= factor_$r;
-        #end
-        #end
+        #if MOST_FIRST
+        if (atomicLoad(&raised) == token0) {
+          RESCALE
+        }
         #end
         for (var quad = 0u; quad < QUADS; quad++) {
           #unroll u < OUT_UNITS
@@ -198,14 +216,21 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       }
 
       if (token0 < end) {
-        // stage, second half: stores
+        // stage, second half: stores. Slots past the sequence's end may hold anything and become zero
         #if PREFETCH
-        #unroll i < STAGE_LOADS
-        {
-          let token = stage_token + $iu / STAGE_TURNS * STAGE_TOKENS;
-          let load = stage_load + $iu % STAGE_TURNS * STAGE_LANES;
-          if (load < LOADS && token < TOKENS) { put_load(token, load, staged_$i); }
+        if (token0 + TOKENS > end) {
+          #unroll j < STAGE_EACH
+          if (stage_token + $ju * STAGE_TOKENS > last_token) {
+            #unroll x < STAGE_TURNS
+            staged_$j_$x = vec4<u32>();
+            #end
+          }
+          #end
         }
+        #unroll j < STAGE_EACH
+        #unroll x < STAGE_TURNS
+        if (stage_load + $xu * STAGE_LANES < LOADS) { put_load(stage_token + $ju * STAGE_TOKENS, stage_load + $xu * STAGE_LANES, staged_$j_$x); }
+        #end
         #end
         #else
         for (var token = stage_token; token < TOKENS; token += STAGE_TOKENS) {
@@ -224,108 +249,115 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         var sum_$r_$g = vec4<f32>();
         #end
         #end
-        for (var unit0 = first_unit; unit0 < UNITS; unit0 += SLICES * S_TURNS) {
+        for (var unit0 = first_unit; unit0 < WHOLE_UNITS; unit0 += SLICES * S_TURNS) {
           #unroll x < S_TURNS
           {
             let unit = unit0 + $xu * SLICES;
-            #unroll g < QUAD_TILE
-            #unroll t < 4
-            let k_$g_$t = kv_tile[((s_quad + $gu) * 4u + $tu) * STRIDE + unit];
-            #end
-            #end
-            #unroll r < ROW_TILE
-            let q_unit_$r = q[q_$r + unit];
-            #end
-            #unroll c < VEC
-            {
-              #unroll g < QUAD_TILE
-              #unroll t < 4
-              let k_$g_$t_word = word_of(k_$g_$t, $cu);
-              #end
-              let low_$g = vec4<f32>(unpack_low(k_$g_0_word), unpack_low(k_$g_1_word), unpack_low(k_$g_2_word), unpack_low(k_$g_3_word));
-              let high_$g = vec4<f32>(unpack_high(k_$g_0_word), unpack_high(k_$g_1_word), unpack_high(k_$g_2_word), unpack_high(k_$g_3_word));
-              #end
-              #unroll r < ROW_TILE
-              {
-                let q_word = word_of(q_unit_$r, $cu);
-                let q_low = unpack_low(q_word);
-                let q_high = unpack_high(q_word);
-                #unroll g < QUAD_TILE
-                sum_$r_$g = sum_$r_$g + q_low * low_$g + q_high * high_$g;
-                #end
-              }
-              #end
-            }
-            #end
+            PRODUCTS
           }
           #end
         }
+        #if HALVES
+        // Of what is left of d a slice has half a unit.
+        {
+          let unit = WHOLE_UNITS + slice / 2u;
+          let upper = slice % 2u != 0u;
+          HALF_PRODUCTS
+        }
+        #end
 
         // sums
-        #if SHUFFLE_SUMS
-        SHUFFLES
-        #else
-        if (thread < SCORE_THREADS) {
-          #unroll r < ROW_TILE
-          #unroll g < QUAD_TILE
-          slice_sums[((s_row + $ru) * QUADS + s_quad + $gu) * SLICES + slice] = sum_$r_$g;
-          #end
-          #end
-        }
-        workgroupBarrier();
-        #unroll i < THREAD_QUADS
-        var dots_$i = vec4<f32>();
-        for (var s = 0u; s < SLICES; s++) { dots_$i += slice_sums[min(quad_$i, ROWS * QUADS - 1u) * SLICES + s]; }
-        #end
-        #end
+        SUMS
 
         // softmax
         #unroll i < THREAD_QUADS
         let visible_$i = vec4<u32>(token0 + token_$i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit_$i);
         let score_$i = select(vec4<f32>(LOWEST), dots_$i * scale_log2, visible_$i);
         var most_$i = most_of(score_$i);
+        var factor_$i = 1.0;
         #end
+        #if MOST_FIRST
         #if SHUFFLE_MAX
+        // A row's lanes are in one subgroup.
+        var above = false;
         #unroll i < THREAD_QUADS
-        for (var mask = SLICES; mask < SLICES * QUADS; mask *= 2u) { most_$i = max(most_$i, subgroupShuffleXor(most_$i, mask)); }
-        most_$i = max(most_$i, highest_$i);
+        above = above || most_$i > reference_$i;
         #end
+        if (subgroupAny(above)) {
+          #unroll i < THREAD_QUADS
+          for (var mask = ROW_TILE; mask < ROW_TILE * QUAD_LANES; mask *= 2u) { most_$i = max(most_$i, subgroupShuffleXor(most_$i, mask)); }
+          for (var mask = SLICES; mask < SLICES * QUAD_TILES; mask *= 2u) { most_$i = max(most_$i, subgroupShuffleXor(most_$i, mask)); }
+          RAISE
+          #end
+        }
         #else
         #unroll i < THREAD_QUADS
         if (active_$i) { per_quad[quad_$i] = most_$i; }
         #end
         workgroupBarrier();
         #unroll i < THREAD_QUADS
-        most_$i = highest_$i;
         for (var k = 0u; k < QUADS; k++) { most_$i = max(most_$i, per_quad[row_$i * QUADS + k]); }
+        RAISE
         #end
         #end
         #unroll i < THREAD_QUADS
         if (active_$i) {
-          let factor = exp2(highest_$i - most_$i);
-          let p = select(vec4<f32>(), exp2_or_nan(score_$i - most_$i), visible_$i);
-          highest_$i = most_$i;
-          total_$i = total_$i * factor + p.x + p.y + p.z + p.w;
+          let p = probability(score_$i, reference_$i, visible_$i);
+          total_$i = total_$i * factor_$i + p.x + p.y + p.z + p.w;
           probs[quad_$i] = p;
-          if (token_$i == 0u) { rescale[row_$i] = factor; }
+          if (token_$i == 0u) { rescale[row_$i] = factor_$i; }
         }
+        #end
+        workgroupBarrier();
+        #else
+        #unroll i < THREAD_QUADS
+        var p_$i = vec4<f32>();
+        if (active_$i) {
+          p_$i = probability(score_$i, reference_$i, visible_$i);
+          probs[quad_$i] = p_$i;
+          if (most_$i > reference_$i) { atomicStore(&raised, token0 + TOKENS); }
+        }
+        #end
+        if (workgroupUniformLoad(&raised) == token0 + TOKENS) {
+          #unroll i < THREAD_QUADS
+          if (active_$i) { per_quad[quad_$i] = most_$i; }
+          #end
+          workgroupBarrier();
+          #unroll i < THREAD_QUADS
+          for (var k = 0u; k < QUADS; k++) { most_$i = max(most_$i, per_quad[row_$i * QUADS + k]); }
+          if (active_$i) {
+            if (most_$i > reference_$i) {
+              factor_$i = exp2(reference_$i - (most_$i + HEADROOM));
+              reference_$i = most_$i + HEADROOM;
+              total_$i *= factor_$i;
+            }
+            p_$i = probability(score_$i, reference_$i, visible_$i);
+            probs[quad_$i] = p_$i;
+            if (token_$i == 0u) { rescale[row_$i] = factor_$i; }
+          }
+          #end
+          workgroupBarrier();
+          RESCALE
+        }
+        #unroll i < THREAD_QUADS
+        total_$i += p_$i.x + p_$i.y + p_$i.z + p_$i.w;
+        #end
         #end
 
         // Keys that only some rows see: what is not a number in their V must not reach the others, since 0 * NaN is NaN.
         // It reaches the rows that see them through the scores.
         if (causal && token0 + TOKENS > length - min(length, s_q - 1u)) {
-          workgroupBarrier();
           for (var i = thread; i < TOKENS * STRIDE; i += THREADS) { kv_tile[i] = finite_unit(kv_tile[i]); }
+          workgroupBarrier();
         }
-        workgroupBarrier();
       }
     }
 
-    // The end of a sequence: l and m to workgroup memory, O to where it belongs.
+    // The end of a sequence: sums and references to workgroup memory, O to where it belongs.
     #unroll i < THREAD_QUADS
     if (active_$i) {
       per_quad[quad_$i] = total_$i;
-      if (token_$i == 0u) { row_max[row_$i] = highest_$i; }
+      if (token_$i == 0u) { row_reference[row_$i] = reference_$i; }
     }
     #end
     workgroupBarrier();
@@ -350,7 +382,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
           }
           #end
           // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
-          var lse_log2 = select(row_max[o_row + $ru] + log2(sum), LOWEST, empty);
+          var lse_log2 = select(row_reference[o_row + $ru] + log2(sum), LOWEST, empty);
           if (is_nan(sum)) { lse_log2 = sum; }
           if (o_lane == 0u) { partials[plan[PLAN_LSE_AT] + at] = vec2<f32>(lse_log2, 0.0); }
         } else {
@@ -363,7 +395,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
           }
           #end
           if (o_lane == 0u) {
-            lse[(seq * h_kv + head_kv) * rows + (row % group) * s_q + row / group] = lse_bits(row_max[o_row + $ru], sum);
+            lse[(seq * h_kv + head_kv) * rows + (row % group) * s_q + row / group] = lse_bits(row_reference[o_row + $ru], sum);
           }
         }
       }

@@ -1,8 +1,8 @@
-// What the subgroup tier takes for granted, in exact numbers: lanes of a subgroup are neighbouring threads, and sums over
-// aligned groups of WIDTH lanes by shuffles are right.
+// What the subgroup tier takes for granted, in exact numbers: lanes of a subgroup are neighbouring threads, sums over
+// aligned groups of WIDTH lanes by shuffles are right, and a subgroup is told what holds for one of its lanes.
 //
-// How work is cut: one workgroup. A thread writes its subgroup's size, its lane, and the sum over its group of `first`
-// (even threads) or `second` (odd ones), by the steps of the decode kernel.
+// How work is cut: one workgroup. A thread writes its subgroup's size, its lane, the sum over its group of `first`
+// (even threads) or `second` (odd ones), by the steps of the decode kernel, and whether the last thread is in its subgroup.
 //
 // The launcher (src/webgpu/subgroup-test.ts) puts subgroup.wgsl, THREADS, WIDTH and `result` in front.
 
@@ -15,7 +15,8 @@ fn main(
 ) {
   var sum = halve(vec4<f32>(first(thread)), vec4<f32>(second(thread)), (thread & 1u) == 1u, 1u);
   for (var mask = 2u; mask < WIDTH; mask *= 2u) { sum += subgroupShuffleXor(sum, mask); }
-  result[thread * 3u] = size;
-  result[thread * 3u + 1u] = lane;
-  result[thread * 3u + 2u] = bitcast<u32>(sum.w);
+  result[thread * 4u] = size;
+  result[thread * 4u + 1u] = lane;
+  result[thread * 4u + 2u] = bitcast<u32>(sum.w);
+  result[thread * 4u + 3u] = u32(subgroupAny(thread == THREADS - 1u));
 }

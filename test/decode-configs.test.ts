@@ -23,7 +23,8 @@ vi.mock('../src/webgpu/config.ts', async (importOriginal) => {
   };
 });
 
-// Narrow heads compile soonest; 24 words are fewer than some workgroups' slices take at once. Turns of the scores that are one need more.
+// Narrow heads compile soonest; 24 words are fewer than some workgroups' slices take at once. Turns of the scores that are one, and halves of
+// a unit, need more.
 const NARROW = { dV: 32, rope: 16 } as const;
 const WIDER = { dV: 128, rope: 64 } as const;
 const batch = { b: 3, sQ: 2, sK: 0, hQ: 40, seqlens: [300, 0, 71], causal: true } as const;
@@ -52,7 +53,7 @@ describe.each(['base', 'subgroup'] as const)('%s tier', (tier) => {
     decodeCandidates({ dQk: dV + rope, dV, dtype: 'bf16', blockSize: 64 }, 512, { ...traits, tier }).fits.filter((config) => config.tier !== 'matrix');
   const fits = fitting(NARROW);
   // Subgroups of 4 have fewer slices than those configurations; the lists are the same but for what the tier puts in place of shuffles.
-  const inTurns = fitting(WIDER).filter(({ scoreTurns }) => scoreTurns > 1);
+  const inTurns = fitting(WIDER).filter(({ scoreTurns, wholeUnits, vec }) => scoreTurns > 1 || wholeUnits * vec * 2 < WIDER.dV + WIDER.rope);
   test('has configurations of its own here', () => {
     expect(fits.every((config) => config.tier === tier)).toBe(true);
     if (tier === 'base') expect(inTurns.length).toBeGreaterThan(0);

@@ -19,7 +19,7 @@ function constant(code: string, name: string): number {
 /** What the subgroup self-test writes on a device with subgroups of `size`. */
 function subgroupWords(threads: number, width: number, size: number): Uint32Array {
   const sums = new Uint32Array(Float32Array.from(expectedSums(threads, width)).buffer);
-  return Uint32Array.from({ length: threads * 3 }, (_, i) => [size, Math.floor(i / 3) % size, sums[Math.floor(i / 3)]!][i % 3]!);
+  return Uint32Array.from(Array.from({ length: threads }, (_, t) => [size, t % size, sums[t]!, Number(Math.floor(t / size) === Math.floor((threads - 1) / size))]).flat());
 }
 
 /** A device on which everything works, with subgroups of `size` in kernels. */
@@ -80,7 +80,7 @@ describe('the best tier that works', () => {
     const { run, ...rest } = good();
     const { tier, notes } = await choose({ ...rest, run: (code) => {
       const words = run(code);
-      if (typeof words !== 'string' && !code.includes('subgroup_matrix')) words[3 * 7 + 2]!++;
+      if (typeof words !== 'string' && !code.includes('subgroup_matrix')) words[4 * 7 + 2]!++;
       return words;
     } });
     expect(tier).toBe('base');
@@ -136,11 +136,14 @@ describe('the subgroup self-test', () => {
     const size = { min: 8, max: 32 };
     expect(judge(subgroupWords(64, 8, 64), size)).toMatch(/a subgroup of 64/);
     const mixed = subgroupWords(64, 8, 16);
-    mixed[3 * 40] = 32;
+    mixed[4 * 40] = 32;
     expect(judge(mixed, size)).toMatch(/several sizes/);
     const scattered = subgroupWords(64, 8, 16);
-    scattered[3 * 40 + 1] = 7;
+    scattered[4 * 40 + 1] = 7;
     expect(judge(scattered, size)).toMatch(/not neighbouring/);
+    const deaf = subgroupWords(64, 8, 16);
+    deaf[4 * 50 + 3] = 0;
+    expect(judge(deaf, size)).toMatch(/told wrong .* \(number 50\)/);
   });
 });
 

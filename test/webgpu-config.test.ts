@@ -54,12 +54,12 @@ describe.each(devices.flatMap(([name, traits]): [string, DeviceTraits][] => [
           expect(Number.isInteger(config.slices) && config.slices >= 1, what).toBe(true);
           expect(config.scoreThreads * config.rowTile * config.quadTile * 4, what).toBe(config.rows * config.tokens * config.slices);
           // Softmax: quads of a row and 4 tokens, all of them taken: in the subgroup tier by lanes that hold a row's sum.
-          const owners = config.tier === 'base' ? config.threads : (config.scoreThreads * Math.min(config.rowTile, config.slices)) / config.slices;
+          const owners = config.tier === 'base' ? config.threads : (config.scoreThreads * Math.min(config.rowTile * config.quadLanes, config.slices)) / config.slices;
           expect(owners * config.threadQuads, what).toBeGreaterThanOrEqual((config.rows * config.tokens) / 4);
           // Shuffles stay in a subgroup, whichever size of those promised it has.
           if (config.tier === 'subgroup') {
             expect(config.slices & (config.slices - 1), what).toBe(0);
-            expect(config.slices * (config.shuffleMax ? config.tokens / 4 : 1), what).toBeLessThanOrEqual(traits.subgroupSize!.min);
+            expect(config.slices * (config.shuffleMax ? config.tokens / 4 / config.quadTile : 1), what).toBeLessThanOrEqual(traits.subgroupSize!.min);
           }
           if (config.quadProbs) expect(config.outLanes % 4, what).toBe(0);
           // Output: groups of lanes reach every row and no thread's rows leave the tile; a group's words reach every column.

@@ -18,6 +18,11 @@ export interface Candidate {
   readonly scoreThreads?: number;
   /** Turns of the scores' loop that are one, for loads to be ahead of products: a divisor of the units a slice has; 1 when absent. */
   readonly scoreTurns?: number;
+  /**
+   * Base tier: where the slices of a sum are too many for workgroup memory, they come together by pairs, as many vectors a thread at a time; in
+   * one go when absent. All threads make scores then.
+   */
+  readonly pairSums?: number;
   /** Load the next step's rows while this one's output is made. */
   readonly prefetch?: boolean;
   /** Four neighbouring lanes load four probabilities and pass them round: where a load costs more than a shuffle. */
@@ -32,20 +37,22 @@ export interface Candidate {
  */
 const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
   subgroup: [
+    { rows: 64, tokens: 16, threads: 256, rowTile: 4, quadTile: 2, prefetch: true },
     { rows: 64, tokens: 16, threads: 256, rowTile: 8, prefetch: true, scoreTurns: 3 },
-    { rows: 64, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
     { rows: 64, tokens: 16, threads: 256, rowTile: 8 },
     { rows: 64, tokens: 32, threads: 256, rowTile: 8, quadTile: 2 },
     { rows: 64, tokens: 16, threads: 512, rowTile: 8, prefetch: true },
     { rows: 64, tokens: 32, threads: 512, rowTile: 8, prefetch: true },
+    { rows: 32, tokens: 16, threads: 128, rowTile: 4, quadTile: 2, prefetch: true },
     { rows: 32, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
     { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
     { rows: 32, tokens: 32, threads: 128, rowTile: 8, quadTile: 2, prefetch: true },
     { rows: 32, tokens: 16, threads: 256, rowTile: 8, prefetch: true },
     { rows: 32, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
     { rows: 32, tokens: 32, threads: 256, rowTile: 8, prefetch: true },
+    { rows: 16, tokens: 8, threads: 64, rowTile: 4, quadTile: 2, prefetch: true, scoreTurns: 2 },
     { rows: 16, tokens: 8, threads: 64, rowTile: 4, prefetch: true, scoreTurns: 3 },
-    { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true, scoreTurns: 3 },
+    { rows: 16, tokens: 16, threads: 128, rowTile: 4, quadTile: 2, prefetch: true, scoreTurns: 2 },
     { rows: 16, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
     { rows: 16, tokens: 8, threads: 64, rowTile: 4, prefetch: true },
     { rows: 16, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
@@ -60,6 +67,7 @@ const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
     { rows: 4, tokens: 16, threads: 64, rowTile: 1, prefetch: true },
   ],
   base: [
+    { rows: 64, tokens: 16, threads: 256, rowTile: 4, quadTile: 2, pairSums: 2, prefetch: true },
     { rows: 64, tokens: 16, threads: 256, rowTile: 4, prefetch: true, scoreTurns: 6 },
     { rows: 64, tokens: 16, threads: 256, rowTile: 4, prefetch: true },
     { rows: 64, tokens: 8, threads: 256, rowTile: 8, prefetch: true },
@@ -68,6 +76,7 @@ const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
     { rows: 32, tokens: 16, threads: 128, rowTile: 8, prefetch: true },
     { rows: 32, tokens: 16, threads: 128, rowTile: 8 },
     { rows: 32, tokens: 16, threads: 128, rowTile: 4, prefetch: true },
+    { rows: 16, tokens: 8, threads: 64, rowTile: 4, quadTile: 2, pairSums: 2, prefetch: true, scoreTurns: 2 },
     { rows: 16, tokens: 8, threads: 64, rowTile: 2, prefetch: true, scoreTurns: 9 },
     { rows: 16, tokens: 16, threads: 128, rowTile: 2, prefetch: true, scoreTurns: 6 },
     { rows: 16, tokens: 16, threads: 64, rowTile: 4, prefetch: true },

@@ -64,12 +64,18 @@ export interface ScalarConfig extends Required<Candidate> {
   readonly key: string;
   /** Ways the d_qk sum is cut. */
   readonly slices: number;
+  /** Units of d that slices take whole; what is left, if anything, makes half a unit each. */
+  readonly wholeUnits: number;
+  /** Sums of slices in workgroup memory, 16 bytes each; none where they come together by shuffles. */
+  readonly sliceSums: number;
   /** Units between a token and the next in workgroup memory. */
   readonly stride: number;
   /** Neighbouring threads that load one token. */
   readonly stageLanes: number;
   /** Rows of P, times 4 tokens, that a thread makes. */
   readonly threadQuads: number;
+  /** Lanes that a row's `quadTile` times 4 tokens are spread over once shuffled. */
+  readonly quadLanes: number;
   /** A row's maximum comes together by shuffles too. */
   readonly shuffleMax: boolean;
   /** Rows of O that a thread holds, times `outUnits` units, each as much as a load takes. */
@@ -139,26 +145,30 @@ function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): (Deco
 const OUT_WORDS = 4;
 
 function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig | string {
-  const { rows, tokens, threads, rowTile, quadTile = 1, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1 } = candidate;
+  const { rows, tokens, threads, rowTile, quadTile = 1, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1, pairSums = 0 } = candidate;
   const shuffles = tier === 'subgroup';
   const quads = tokens / 4;
   const slices = (scoreThreads * rowTile * quadTile) / (rows * quads);
   const units = dQk / 2 / vec;
-  const key = `${tier} ${rows}x${tokens}/${threads} s${rowTile}x${quadTile}/${scoreThreads}${scoreTurns === 1 ? '' : `x${scoreTurns}`}${prefetch ? ' prefetch' : ''}`;
-  if (scoreTurns > 1 && units % (slices * scoreTurns) !== 0) return `${key}: ${scoreTurns} turns do not divide what ${slices} slices have of d_qk = ${dQk}`;
+  const key = `${tier} ${rows}x${tokens}/${threads} s${rowTile}x${quadTile}/${scoreThreads}${scoreTurns === 1 ? '' : `x${scoreTurns}`}${prefetch ? ' prefetch' : ''}${pairSums === 0 ? '' : ` pairs of ${pairSums}`}`;
+  const wholeUnits = vec === 4 && scoreThreads === threads && 2 * (units % slices) === slices ? units - slices / 2 : units;
+  if (scoreTurns > 1 && wholeUnits % (slices * scoreTurns) !== 0) return `${key}: ${scoreTurns} turns do not divide what ${slices} slices have of d_qk = ${dQk}`;
+  if (pairSums > 0 && rowTile * quadTile > slices * pairSums) return `${key}: ${slices} slices do not halve ${rowTile * quadTile} vectors until ${pairSums} are left`;
   // Eight lanes at a time load 16 bytes each: fewer slices than that reach the token four on too, which must lie in other banks.
   const stride = vec === 4 && slices < 8 ? units | 1 : units;
   // Rows of O a thread: a divisor of the tile, so that no thread's rows reach into the next one.
   const outLanes = Math.min(threads, Math.ceil(dV / 2 / OUT_WORDS));
   let outRows = Math.ceil(rows / Math.floor(threads / outLanes));
   while (rows % outRows !== 0) outRows++;
-  // The KV step; slice sums and probabilities, 16 bytes a quad; a float a quad and two a row.
-  const workgroupBytes = tokens * stride * vec * 4 + rows * quads * (16 * ((shuffles ? 0 : slices) + 1) + 4) + 8 * rows;
+  const sliceSums = shuffles ? 0 : pairSums > 0 ? threads * pairSums : rows * quads * slices;
+  const quadLanes = Math.min(quadTile, Math.max(1, slices / rowTile));
+  // The KV step; slices' sums; 16 bytes of probabilities and a float a quad, two a row, one beside.
+  const workgroupBytes = tokens * stride * vec * 4 + 16 * sliceSums + 20 * rows * quads + 8 * rows + 4;
   return {
-    rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, scoreTurns, tier,
-    key, slices, stride, stageLanes: Math.max(threads / tokens, 8),
-    threadQuads: shuffles ? Math.max(1, rowTile / slices) * quadTile : Math.ceil((rows * quads) / threads),
-    shuffleMax: shuffles && quadTile === 1 && slices * quads <= (subgroupSize?.min ?? 0),
+    rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, scoreTurns, pairSums, tier,
+    key, slices, wholeUnits, sliceSums, quadLanes, stride, stageLanes: Math.max(threads / tokens, 8),
+    threadQuads: shuffles ? Math.max(1, rowTile / slices) * (quadTile / quadLanes) : Math.ceil((rows * quads) / threads),
+    shuffleMax: shuffles && quadTile === quadLanes && slices * (quads / quadTile) <= (subgroupSize?.min ?? 0),
     outRows, outUnits: Math.ceil(dV / 2 / vec / outLanes), outLanes, workgroupBytes,
   };
 }

@@ -29,7 +29,7 @@ export async function testSubgroups(gpu: GpuContext): Promise<SubgroupSize | str
   const refused = refuseSizes(size);
   if (refused) return refused;
   for (const threads of WORKGROUPS.filter((n) => n <= gpu.limits.maxComputeInvocationsPerWorkgroup)) {
-    const got = await runSelfTest(gpu, `subgroup self-test, ${threads} threads`, selfTestSource(threads, size.min), threads * 3);
+    const got = await runSelfTest(gpu, `subgroup self-test, ${threads} threads`, selfTestSource(threads, size.min), threads * WORDS);
     if (typeof got === 'string') return got;
     const wrong = judge(got, size);
     if (wrong) return `self-test with ${threads} threads: ${wrong}`;
@@ -51,18 +51,23 @@ export function selfTestSource(threads: number, width: number): string {
   ].join('\n');
 }
 
-/** What is wrong with the self-test's result: three words a thread, its subgroup's size, its lane, its sum. Pure. */
+/** A thread's words: its subgroup's size, its lane, its sum, whether the last thread is in its subgroup. */
+const WORDS = 4;
+
+/** What is wrong with the self-test's result, WORDS a thread. Pure. */
 export function judge(words: Uint32Array, { min, max }: SubgroupSize): string | undefined {
-  const threads = words.length / 3;
+  const threads = words.length / WORDS;
   const size = words[0]!;
   if (size < min || size > max || (size & (size - 1)) !== 0) return `a subgroup of ${size} where ${min} to ${max} was promised`;
-  const of = (field: number): Uint32Array => Uint32Array.from({ length: threads }, (_, t) => words[t * 3 + field]!);
+  const of = (field: number): Uint32Array => Uint32Array.from({ length: threads }, (_, t) => words[t * WORDS + field]!);
   const sizes = firstDifference(of(0), Array.from({ length: threads }, () => size));
   if (sizes) return `subgroups of several sizes: ${sizes}`;
   const lanes = firstDifference(of(1), Array.from({ length: threads }, (_, t) => t % size));
   if (lanes) return `lanes are not neighbouring threads: ${lanes}`;
   const sums = firstDifference(new Float32Array(of(2).buffer), expectedSums(threads, min));
-  return sums && `wrong sums: ${sums}`;
+  if (sums) return `wrong sums: ${sums}`;
+  const any = firstDifference(of(3), Array.from({ length: threads }, (_, t) => Number(Math.floor(t / size) === Math.floor((threads - 1) / size))));
+  return any && `a subgroup is told wrong what holds for one of its lanes: ${any}`;
 }
 
 /** The sums that shaders/subgroup_test.wgsl should find. */
