@@ -3,10 +3,10 @@
 // Computes out = sum_s w_s O_s and lse = log sum_s exp(lse_s) with w_s = exp2(lse_s - lse), over the splits s of a
 // sequence; O_s are normalised, lse_s are base 2.
 //
-// How work is cut: workgroup (x, y, z) = (row, split sequence, chunk of columns); a row is one of s_q * h_q. A thread is a
-// lane, which owns 4 columns of the chunk, of a group: group g of n takes splits g, g + n, ..., four at a time. The
-// launcher makes chunks narrower, hence groups more, as splits grow: a thread takes a handful of them however many there
-// are.
+// How work is cut: workgroup (x, y, z) = (some rows, split sequence, chunk of columns); a row is one of s_q * h_q. A thread is a
+// lane, which owns 4 columns of the chunk, of a group, one of n that share a row: group g of those takes splits g, g + n, ..., four
+// at a time. The launcher gives a workgroup more rows where splits are few, and makes chunks narrower, hence groups more, as they grow: a
+// thread takes a handful of them however many there are.
 //
 // What lives where: O, running maximum and sum in registers, as in decode.wgsl, so that nothing has to be known of all
 // splits before the first is read; the groups' results meet once in workgroup memory.
@@ -41,25 +41,30 @@ fn main(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let lanes = V_QUADS / workgroups.z;
-  let groups = THREADS / lanes;
-  let group = thread / lanes;
   let quad = workgroup.z * lanes + thread % lanes;
 
-  let row = workgroup.x;
-  let seq = plan[plan[PLAN_SPLIT_AT] + workgroup.y];
-  let seq_at = plan[PLAN_SEQS_AT] + seq * 4u;
-  let first_part = plan[seq_at + 1u];
-  let splits = plan[seq_at + 2u];
-  let first_partial = plan[seq_at + 3u];
+  let split_at = plan[PLAN_SPLIT_AT] + workgroup.y * 4u;
+  let seq = plan[split_at];
+  let first_part = plan[split_at + 1u];
+  let splits = plan[split_at + 2u];
+  let first_partial = plan[split_at + 3u];
   let s_q = plan[PLAN_S_Q];
   let heads = plan[PLAN_GROUP];
   let lse_at = plan[PLAN_LSE_AT];
   let rows_per_head = s_q * heads;
   let rows = rows_per_head * plan[PLAN_H_KV];
 
+  let together = (rows + workgroups.x - 1u) / workgroups.x; // rows a workgroup
+  let groups = THREADS / lanes / together; // of a row
+  let row_here = thread / lanes / groups;
+  let group = thread / lanes % groups;
+  let first_group = row_here * groups;
+  // Threads past the last whole row, and rows past the last one, take nothing.
+  let busy = row_here < together && workgroup.x * together + row_here < rows;
+  let row = min(workgroup.x * together + row_here, rows - 1u);
+
   var merge = Merge(LOWEST, 0.0, vec4<f32>());
-  // Threads past the last whole group take nothing.
-  for (var s = select(splits, group, group < groups); s < splits; s += 4u * groups) {
+  for (var s = select(splits, group, busy); s < splits; s += 4u * groups) {
     // Past the end the last split is read again and left out: an infinity times a weight of 0 is not 0.
     #unroll i < 4
     let inside_$i = s + $iu * groups < splits;
@@ -76,12 +81,12 @@ fn main(
   let used = min(groups, splits);
   if (MOST_GROUPS > 1u && used > 1u) {
     group_out[thread] = merge.out;
-    if (thread % lanes == 0u && group < groups) { group_lse[group] = vec2<f32>(merge.highest, merge.sum); }
+    if (thread % lanes == 0u && busy) { group_lse[first_group + group] = vec2<f32>(merge.highest, merge.sum); }
     workgroupBarrier();
     merge = Merge(LOWEST, 0.0, vec4<f32>());
     for (var g = 0u; g < used; g += 4u) {
       #unroll i < 4
-      let group_$i = min(g + $iu, used - 1u);
+      let group_$i = min(first_group + min(g + $iu, used - 1u), MOST_GROUPS - 1u);
       let taken_$i = g + $iu < used;
       let lse_$i = select(vec2<f32>(LOWEST, 0.0), group_lse[group_$i], taken_$i);
       let out_$i = select(vec4<f32>(), group_out[group_$i * lanes + thread % lanes], taken_$i);
@@ -89,14 +94,14 @@ fn main(
       take_in(&merge, vec4<f32>(lse_0.x, lse_1.x, lse_2.x, lse_3.x), vec4<f32>(lse_0.y, lse_1.y, lse_2.y, lse_3.y), out_0, out_1, out_2, out_3);
     }
   }
-  if (group > 0u) { return; }
+  if (group > 0u || !busy) { return; }
 
   let inverse = select(1.0 / merge.sum, 0.0, merge.sum == 0.0);
   let head = (row / rows_per_head) * heads + row % heads;
   let token = (row % rows_per_head) / heads;
   let merged = merge.out * inverse;
   out[(seq * rows + token * (rows / s_q) + head) * V_QUADS + quad] = vec2<u32>(pack(merged.x, merged.y), pack(merged.z, merged.w));
-  if (workgroup.z == 0u && thread == 0u) {
+  if (workgroup.z == 0u && thread % lanes == 0u) {
     lse[seq * rows + head * s_q + token] = lse_bits(merge.highest, merge.sum);
   }
 }

@@ -1,7 +1,7 @@
 /**
  * The plan: all that a decode call's two kernels must know of the batch, in one u32 buffer.
  *
- * Header, a row a part, a row a sequence, the list of split sequences, the block table. It is made on the host once per
+ * Header, a row a part, a row a sequence, a row a split sequence, the block table. It is made on the host once per
  * (metadata, block table) and reused by every layer of a step.
  *
  * Row of a part: the scheduler's first four numbers (first sequence, its first block, last sequence, end in it), then what
@@ -9,6 +9,7 @@
  * result to leave of the first and of the last sequence, -1 when it is not split.
  * Row of a sequence: length, first part that works on it, number of its splits, index of its first partial result. A part
  * leaves its partial result of its first sequence at 2 * part, of its last, when that is another, at 2 * part + 1.
+ * Row of a split sequence: which it is, then the last three numbers of its row.
  */
 import type { DecodeOp } from './backend.ts';
 import { PART_STRIDE } from './schedule.ts';
@@ -55,7 +56,7 @@ export function makePlan(op: PlanOp, blockTable: Int32Array): Plan {
 
   const seqsAt = PLAN_LAYOUT.PLAN_PARTS + parts * PART_STRIDE;
   const splitAt = seqsAt + b * 4;
-  const tableAt = splitAt + split.length;
+  const tableAt = splitAt + split.length * 4;
   const words = new Uint32Array(tableAt + blockTable.length);
   const partialRows = 2 * parts * sQ * hQ;
   words[PLAN_LAYOUT.PLAN_S_Q] = sQ;
@@ -83,8 +84,9 @@ export function makePlan(op: PlanOp, blockTable: Int32Array): Plan {
     const partialOf = (i: number): number => (splits(i) > 1 ? partial(p, i) : -1);
     words.set([first, block, last, end, cacheSeqlens[first]!, id, partialOf(first), partialOf(last)], PLAN_LAYOUT.PLAN_PARTS + p * PART_STRIDE);
   }
-  for (let i = 0; i < b; i++) words.set([cacheSeqlens[i]!, firstPart[i]!, splits(i), partial(firstPart[i]!, i)], seqsAt + i * 4);
-  words.set(split, splitAt);
+  const whereabouts = (i: number): number[] => [firstPart[i]!, splits(i), partial(firstPart[i]!, i)];
+  for (let i = 0; i < b; i++) words.set([cacheSeqlens[i]!, ...whereabouts(i)], seqsAt + i * 4);
+  split.forEach((seq, i) => words.set([seq, ...whereabouts(seq)], splitAt + i * 4));
   words.set(blockTable, tableAt);
   return { words, parts, splitSequences: split.length, mostSplits: split.reduce((most, i) => Math.max(most, splits(i)), 1) };
 }

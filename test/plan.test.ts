@@ -53,7 +53,9 @@ describe('a plan', () => {
           if (own) expect(own).toEqual(Array.from({ length: splits! }, (_, s) => (s === 0 ? firstPartial : 2 * (firstPart! + s))));
         }
         expect(i32.subarray(words[PLAN_LAYOUT.PLAN_TABLE_AT]!)).toEqual(table);
-        expect([...i32.subarray(words[PLAN_LAYOUT.PLAN_SPLIT_AT]!, words[PLAN_LAYOUT.PLAN_TABLE_AT]!)]).toEqual([...left.keys()].sort((x, y) => x - y));
+        const rowOf = (i: number): number[] => [...i32.subarray(words[PLAN_LAYOUT.PLAN_SEQS_AT]! + i * 4 + 1, words[PLAN_LAYOUT.PLAN_SEQS_AT]! + i * 4 + 4)];
+        expect([...i32.subarray(words[PLAN_LAYOUT.PLAN_SPLIT_AT]!, words[PLAN_LAYOUT.PLAN_TABLE_AT]!)])
+          .toEqual([...left.keys()].sort((x, y) => x - y).flatMap((i) => [i, ...rowOf(i)]));
       }),
     );
   });

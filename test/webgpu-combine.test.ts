@@ -5,7 +5,7 @@ import type { DecodeOp } from '../src/backend.ts';
 import { decode16 } from '../src/bf16.ts';
 import { makePlan, partialBytes, type Plan } from '../src/plan.ts';
 import { getMlaMetadata } from '../src/schedule.ts';
-import { LEAST_LANES, combineChunks, combineConfig, type CombineConfig } from '../src/webgpu/combine-grid.ts';
+import { LEAST_LANES, combineConfig, combineGrid, type CombineConfig } from '../src/webgpu/combine-grid.ts';
 import { combineKernel } from '../src/webgpu/combine.ts';
 import type { DeviceKind } from '../src/webgpu/config.ts';
 import { openDevice, type GpuContext } from '../src/webgpu/device.ts';
@@ -24,7 +24,7 @@ describe('the merge’s grid', () => {
     fc.assert(
       fc.property(fc.constantFrom(...widths), fc.integer({ min: 2, max: 2000 }), fc.constantFrom<DeviceKind>('gpu', 'software'), (dV, splits, kind) => {
         const config = combineConfig(dV, kind, LIMITS);
-        const lanes = dV / 4 / combineChunks(dV, splits, config);
+        const lanes = dV / 4 / combineGrid(dV, 1, splits, config).chunks;
         expect(Number.isInteger(lanes)).toBe(true);
         expect(lanes).toBeGreaterThanOrEqual(LEAST_LANES);
         expect(lanes).toBeLessThanOrEqual(config.threads);
@@ -34,13 +34,29 @@ describe('the merge’s grid', () => {
   });
 
   test('few splits take whole rows; the splits of a thread stay few as splits grow', () => {
-    expect(combineChunks(512, 2, GPU)).toBe(1);
+    expect(combineGrid(512, 1, 2, GPU).chunks).toBe(1);
     for (const splits of [17, 66, 132, 256]) {
-      const groups = Math.floor(256 / (128 / combineChunks(512, splits, GPU)));
+      const groups = Math.floor(256 / (128 / combineGrid(512, 1, splits, GPU).chunks));
       expect(Math.ceil(splits / groups)).toBeLessThanOrEqual(8);
     }
     // As many groups as there can be, and no more.
-    expect(combineChunks(512, 5000, GPU)).toBe(16);
+    expect(combineGrid(512, 1, 5000, GPU).chunks).toBe(16);
+  });
+
+  test('a workgroup takes as many rows as leave a thread a handful of splits', () => {
+    fc.assert(
+      fc.property(fc.constantFrom(...widths), fc.integer({ min: 1, max: 300 }), fc.integer({ min: 2, max: 2000 }), fc.constantFrom<DeviceKind>('gpu', 'software'), (dV, rows, splits, kind) => {
+        const config = combineConfig(dV, kind, LIMITS);
+        const { x, chunks } = combineGrid(dV, rows, splits, config);
+        const together = Math.ceil(rows / x);
+        const groups = Math.floor((config.threads * chunks) / (dV / 4));
+        expect(together).toBeLessThanOrEqual(groups);
+        if (together > 1) expect(Math.ceil(splits / Math.floor(groups / together))).toBeLessThanOrEqual(4);
+      }),
+    );
+    expect(combineGrid(512, 128, 2, GPU)).toEqual({ x: 64, chunks: 1 });
+    expect(combineGrid(64, 5, 3, GPU)).toEqual({ x: 1, chunks: 1 });
+    expect(combineGrid(64, 50, 17, GPU)).toEqual({ x: 25, chunks: 1 });
   });
 
   test('a device of few threads gets as many as it has', () => {
@@ -100,7 +116,8 @@ describe('the merge on a device', () => {
     const pass = encoder.beginComputePass();
     pass.setPipeline(kernel.pipeline);
     pass.setBindGroup(0, device.createBindGroup({ layout: kernel.layout, entries: buffers.map((resource, binding) => ({ binding, resource: { buffer: resource } })) }));
-    pass.dispatchWorkgroups(op.sQ * op.hQ, plan.splitSequences, combineChunks(op.dV, plan.mostSplits, config));
+    const { x, chunks } = combineGrid(op.dV, op.sQ * op.hQ, plan.mostSplits, config);
+    pass.dispatchWorkgroups(x, plan.splitSequences, chunks);
     pass.end();
     encoder.copyBufferToBuffer(buffers[2]!, 0, back, 0, outBytes);
     encoder.copyBufferToBuffer(buffers[3]!, 0, back, outBytes, lseBytes);
@@ -148,6 +165,8 @@ describe('the merge on a device', () => {
 
     test.each([
       ['two splits', { lengths: [32], slots: 2, sQ: 1, hQ: 3, hKv: 1, dV: 512 }],
+      ['several rows a workgroup, the last ones fewer', { lengths: [32, 16, 48], slots: 6, sQ: 2, hQ: 19, hKv: 1, dV: 128 }],
+      ['rows that share groups', { lengths: [16 * 6, 16 * 2], slots: 8, sQ: 1, hQ: 21, hKv: 1, dV: 64 }],
       ['66 splits', { lengths: [16 * 66], slots: 66, sQ: 2, hQ: 2, hKv: 1, dV: 512 }],
       ['more splits than threads', { lengths: [16 * 300], slots: 300, sQ: 1, hQ: 1, hKv: 1, dV: 512 }],
       ['widths that are no power of two, KV heads', { lengths: [16 * 9, 0, 5, 16 * 40], slots: 20, sQ: 3, hQ: 4, hKv: 2, dV: 96 }],

@@ -3,6 +3,8 @@ import type { DeviceKind, KernelLimits } from './config.ts';
 
 /** Threads that share a row's columns at least, 4 columns each: what one fetch from memory brings. */
 export const LEAST_LANES = 8;
+/** Splits that a thread takes at once. */
+const SPLITS_AT_ONCE = 4;
 /** Splits that a thread may take before a row is cut into more chunks of columns. */
 const SPLITS_PER_THREAD = 8;
 
@@ -21,11 +23,23 @@ export function combineConfig(dV: number, kind: DeviceKind, { maxComputeInvocati
   return { threads, mostGroups: threads / LEAST_LANES };
 }
 
-/**
- * Workgroups that share the columns of a row. A narrow chunk leaves threads for more groups; a wide one reads the LSEs
- * less often.
- */
-export function combineChunks(dV: number, splits: number, { threads, mostGroups }: CombineConfig): number {
+/** Workgroups that the rows are dealt to, and those that share the columns of a row. */
+export interface CombineGrid {
+  readonly x: number;
+  readonly chunks: number;
+}
+
+/** Where a sequence has few splits, groups that one row leaves idle take others: all wait for the same, one after the other, where each has a workgroup. */
+export function combineGrid(dV: number, rows: number, splits: number, config: CombineConfig): CombineGrid {
+  const chunks = combineChunks(dV, splits, config);
+  const groups = Math.floor((config.threads * chunks) / (dV / 4));
+  let together = 1;
+  while (2 * together <= groups && splits <= Math.floor(groups / (2 * together)) * SPLITS_AT_ONCE) together *= 2;
+  return { x: Math.ceil(rows / together), chunks };
+}
+
+/** A narrow chunk leaves threads for more groups; a wide one reads the LSEs less often. */
+function combineChunks(dV: number, splits: number, { threads, mostGroups }: CombineConfig): number {
   const quads = dV / 4;
   const groups = (chunks: number): number => Math.floor((threads * chunks) / quads);
   let chunks = 1;

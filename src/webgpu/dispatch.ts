@@ -2,7 +2,7 @@
 import type { DecodeShape } from '../backend.ts';
 import type { Plan } from '../plan.ts';
 import type { BindGroups } from './bind-groups.ts';
-import { combineChunks, combineConfig } from './combine-grid.ts';
+import { combineConfig, combineGrid } from './combine-grid.ts';
 import { combineKernel } from './combine.ts';
 import type { DecodeConfig, DeviceTraits, KernelProblem, Segmentation } from './config.ts';
 import { decodeMatrixKernel } from './decode-matrix.ts';
@@ -52,5 +52,6 @@ export function encodeDecode(
   const { dV, sQ, hQ } = shape;
   pass.setPipeline(combine.pipeline);
   pass.setBindGroup(0, groups.get(combine, [plan, partials, out, lse], 'combine'));
-  pass.dispatchWorkgroups(sQ * hQ, splitSequences, combineChunks(dV, mostSplits, combineConfig(dV, kind, limits)));
+  const { x, chunks } = combineGrid(dV, sQ * hQ, mostSplits, combineConfig(dV, kind, limits));
+  pass.dispatchWorkgroups(x, splitSequences, chunks);
 }
