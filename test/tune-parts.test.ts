@@ -226,7 +226,7 @@ describe('the tuner', () => {
     const wide = { config: 'matrix 32x32 8/2x2 scores', slots: 528, ms: 1 };
     const remembered = new Map([[`a | ${shapeClass(shape)}`, wide], ['a | bf16 576/512, 128 rows, 1 KV head', wide], [`b | ${shapeClass({ ...shape, load: 'short' })}`, wide]]);
     const tuner = new Tuner({
-      device: { traits } as TuneDevice, schedule: { slots: 264, rowTiles: [64], minTokensPerPart: 64 }, mode: 'stored',
+      device: { traits, schedule: { slots: 264, rowTiles: [64], minTokensPerPart: 64 } } as Partial<TuneDevice> as TuneDevice, mode: 'stored',
       store: { ...noStore('a test'), load: async () => remembered }, prefix: 'a | ', onChange: () => undefined,
     });
     await tuner.load();

@@ -79,8 +79,8 @@ class WebGpuBackend implements Backend {
       schedule,
     };
     this.tuner = new Tuner({
-      device: { ...this.#machine, minTokensPerPart: schedule.minTokensPerPart },
-      schedule, mode, store, prefix: siteKey({
+      device: { ...this.#machine, schedule },
+      mode, store, prefix: siteKey({
         version: VERSION, vendor, architecture, device: gpu.name, tier: tier.tier,
         variant: `${limits.maxComputeWorkgroupStorageSize} B, ${limits.maxComputeInvocationsPerWorkgroup} threads ${variant}`.trim(),
       }),

@@ -1,4 +1,5 @@
 /** Tables of configurations to try, by tier and device, best guess first. Pure. */
+import type { ScheduleInfo } from '../mla.ts';
 import type { DeviceTraits } from './config.ts';
 
 /** What is chosen; the rest of a configuration follows. Numbers are powers of two. */
@@ -125,11 +126,14 @@ export function candidates(tier: 'base' | 'subgroup', { kind, vendor }: DeviceTr
   return vendor === 'nvidia' ? all : all.filter(({ rows, threads }) => rows <= 32 && rows * 8 <= threads);
 }
 
-/** How many workgroups the device is taken to run at once, and how few tokens are worth one. */
-export function occupancy({ kind, vendor, tier, processors = 8 }: DeviceTraits): { slots: number; minTokensPerPart: number } {
+/** What each sequence costs a workgroup of the matrix tier besides its tokens, in tokens: on an H200 best from 128 to 256. Of the other tiers it is little. */
+const MATRIX_SEQUENCE_TOKENS = 192;
+
+/** How many workgroups the device is taken to run at once, how few tokens are worth one, and what it takes to begin with a sequence. */
+export function occupancy({ kind, vendor, tier, processors = 8 }: DeviceTraits): Required<Pick<ScheduleInfo, 'slots' | 'minTokensPerPart' | 'sequenceTokens'>> {
   // A software adapter runs a workgroup a processor, and merging costs it more than a second round; a GPU several on each of its tens to
   // hundreds of cores.
-  if (kind === 'software') return { slots: Math.max(4, processors), minTokensPerPart: 256 };
+  if (kind === 'software') return { slots: Math.max(4, processors), minTokensPerPart: 256, sequenceTokens: 0 };
   // Workgroups of the matrix tier take a third of a core's registers and more.
-  return { slots: vendor === 'nvidia' && tier !== 'matrix' ? 528 : 264, minTokensPerPart: 64 };
+  return { slots: vendor === 'nvidia' && tier !== 'matrix' ? 528 : 264, minTokensPerPart: 64, sequenceTokens: tier === 'matrix' ? MATRIX_SEQUENCE_TOKENS : 0 };
 }

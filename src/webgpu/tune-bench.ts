@@ -8,6 +8,7 @@ import type { DecodeOp } from '../backend.ts';
 import { encode16 } from '../bf16.ts';
 import { MlaError } from '../errors.ts';
 import { median } from '../median.ts';
+import type { ScheduleInfo } from '../mla.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { getMlaMetadata } from '../schedule.ts';
 import type { ShapeClass } from '../shape-class.ts';
@@ -21,7 +22,8 @@ import { TUNE_BLOCK, type TuneLoad } from './tune-load.ts';
 import { HOPELESS } from './tune-search.ts';
 
 export interface TuneDevice extends Machine {
-  readonly minTokensPerPart: number;
+  /** What is scheduled for without tuning. */
+  readonly schedule: ScheduleInfo;
 }
 
 /** A batch of calls takes about so long: much past what timestamps resolve, little for whoever waits behind it. */
@@ -177,11 +179,11 @@ export class TuneBench {
   async #trial(config: DecodeConfig, slots: number): Promise<Trial | string> {
     const kernels = await this.#compile(config);
     if (typeof kernels === 'string') return kernels;
-    const { gpu, traits, minTokensPerPart } = this.#device;
+    const { gpu, traits, schedule } = this.#device;
     const { hQ, hKv } = this.#shape;
     const { cacheSeqlens, maxBlocksPerSeq, blockTables } = this.#load;
     const metadata = getMlaMetadata(
-      { cacheSeqlens, numQTokensPerHeadK: hQ / hKv, numHeadsK: hKv, blockSize: TUNE_BLOCK }, { slots, rowTiles: [config.rows], minTokensPerPart },
+      { cacheSeqlens, numQTokensPerHeadK: hQ / hKv, numHeadsK: hKv, blockSize: TUNE_BLOCK }, { ...schedule, slots, rowTiles: [config.rows] },
     );
     if (Math.max(...decodeGrid(this.#shape, config, metadata.parts), hQ) > traits.limits.maxComputeWorkgroupsPerDimension) return 'too large for one dispatch';
     const op = {

@@ -4,7 +4,7 @@
  */
 import type { TuneOp } from '../backend.ts';
 import { MlaError } from '../errors.ts';
-import type { ScheduleInfo, TuneChoice, TunedSchedule, TuneReport } from '../mla.ts';
+import type { TuneChoice, TunedSchedule, TuneReport } from '../mla.ts';
 import { partsTarget } from '../schedule.ts';
 import { parseShapeClass, shapeClass, type ShapeClass } from '../shape-class.ts';
 import type { TuneStore } from '../tune-store.ts';
@@ -31,8 +31,6 @@ interface Known {
 
 export interface TunerOptions {
   readonly device: TuneDevice;
-  /** What is scheduled for without tuning. */
-  readonly schedule: ScheduleInfo;
   readonly mode: TuneMode;
   readonly store: TuneStore;
   /** What of the store is this device's. */
@@ -153,7 +151,7 @@ export class Tuner {
    * @throws MlaError limit-exceeded where the background would keep others waiting
    */
   async #load(shape: ShapeClass, turn: () => Promise<void>, background: boolean): Promise<TuneLoad | undefined> {
-    const { device: { traits }, schedule } = this.#options;
+    const { traits, schedule } = this.#options.device;
     const guess = this.#candidates(shape).fits[0];
     for (let tokens = PROBE_TOKENS; ; ) {
       const load = tuneLoad(shape, traits, tokens);
@@ -195,13 +193,13 @@ export class Tuner {
   }
 
   async #search(shape: ShapeClass, bench: TuneBench, background: boolean): Promise<Search<DecodeConfig>> {
-    const { device: { traits }, schedule } = this.#options;
+    const { traits, schedule } = this.#options.device;
     const { rows, hKv: numHeadsK, load } = shape;
     const { fits, rejected } = this.#candidates(shape);
     if (!background && traits.kind === 'gpu' && fits[0]) await bench.heat(fits[0], schedule.slots);
     return search({
       configs: fits, rejected, slots: slotLadder(schedule.slots),
-      parts: (config, slots) => partsTarget({ slots, rowTiles: [config.rows], minTokensPerPart: schedule.minTokensPerPart }, { rows, numHeadsK, load, blockSize: TUNE_BLOCK }),
+      parts: (config, slots) => partsTarget({ ...schedule, slots, rowTiles: [config.rows] }, { rows, numHeadsK, load, blockSize: TUNE_BLOCK }),
       measure: (config, slots, best) => bench.measure(config, slots, best),
     });
   }
