@@ -22,7 +22,7 @@
 // memory; Q in storage, read through the cache at every step.
 //
 // The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout, the KV bindings, the functions of a unit
-// (`Unit`, `word_of`, `half_of`, `finite_unit`) and `put_load`, which puts a load's words into `kv_tile`, in front. It writes what lines of capitals
+// (`Unit`, `word_of`, `half_of`, `finite_unit`, `Floats` and `unit_of`) and `put_load`, which puts a load's words into `kv_tile`, in front. It writes what lines of capitals
 // stand for: PRODUCTS of a unit, HALF_PRODUCTS of half of one, SUMS, how to RAISE a row's reference, and RESCALE of O.
 
 var<workgroup> kv_tile: array<Unit, TOKENS * STRIDE>;
@@ -31,6 +31,7 @@ var<workgroup> slice_sums: array<vec4<f32>, SLICE_SUMS>;
 #end
 var<workgroup> probs: array<vec4<f32>, ROWS * QUADS>;
 var<workgroup> per_quad: array<f32, ROWS * QUADS>;
+/// Of each row what O is rescaled by; in the end, where O leaves by way of the tile, its sum.
 var<workgroup> rescale: array<f32, ROWS>;
 var<workgroup> row_reference: array<f32, ROWS>;
 /// Where the last step ends in which a row's reference was raised.
@@ -364,6 +365,64 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
     let is_split = plan[seq_at + 2u] > 1u;
     let partial = 2u * part + select(1u, 0u, seq == first_seq);
+    #if LEAVES_BY_TILE
+    // A row's LSE; its sum takes the place of what O was rescaled by.
+    let tile_rows = min(ROWS, rows - row_base);
+    for (var i = thread; i < tile_rows; i += THREADS) {
+      let row = row_base + i;
+      var sum = 0.0;
+      for (var k = 0u; k < QUADS; k++) { sum += per_quad[i * QUADS + k]; }
+      rescale[i] = sum;
+      if (is_split) {
+        // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
+        var lse_log2 = select(row_reference[i] + log2(sum), LOWEST, sum == 0.0);
+        if (is_nan(sum)) { lse_log2 = sum; }
+        partials[plan[PLAN_LSE_AT] + (partial * h_kv + head_kv) * rows + row] = vec2<f32>(lse_log2, 0.0);
+      } else {
+        lse[(seq * h_kv + head_kv) * rows + (row % group) * s_q + row / group] = lse_bits(row_reference[i], sum);
+      }
+    }
+    // O, LEAVING rows at a time by way of where the keys were.
+    for (var first = 0u; first < tile_rows; first += LEAVING) {
+      #unroll r < OUT_ROWS
+      if (o_active && o_row + $ru - first < LEAVING) {
+        #unroll u < OUT_UNITS
+        if (o_lane + $uu * OUT_LANES < V_UNITS) {
+          var low: Floats;
+          var high: Floats;
+          #unroll c < VEC
+          low[$c] = low_$r_$u_$c;
+          high[$c] = high_$r_$u_$c;
+          #end
+          let at = (o_row + $ru - first) * V_UNITS + o_unit_$u;
+          kv_tile[at] = unit_of(low);
+          kv_tile[LEAVING * V_UNITS + at] = unit_of(high);
+        }
+        #end
+      }
+      #end
+      workgroupBarrier();
+      for (var i = thread; i < min(LEAVING, tile_rows - first) * V_UNITS; i += THREADS) {
+        let row = row_base + first + i / V_UNITS;
+        let low = kv_tile[i];
+        let high = kv_tile[LEAVING * V_UNITS + i];
+        let sum = rescale[first + i / V_UNITS];
+        let inverse = select(1.0 / sum, 0.0, sum == 0.0);
+        if (is_split) {
+          let at = ((partial * h_kv + head_kv) * rows + row) * V_UNITS + i % V_UNITS;
+          #unroll c < VEC
+          partials[at * VEC + $cu] = vec2<f32>(bitcast<f32>(word_of(low, $cu)), bitcast<f32>(word_of(high, $cu))) * inverse;
+          #end
+        } else {
+          let at = (seq * rows * h_kv + query_row(row, head_kv, group, h_kv)) * V_UNITS + i % V_UNITS;
+          #unroll c < VEC
+          out[at * VEC + $cu] = pack(bitcast<f32>(word_of(low, $cu)) * inverse, bitcast<f32>(word_of(high, $cu)) * inverse);
+          #end
+        }
+      }
+      workgroupBarrier();
+    }
+    #else
     #unroll r < OUT_ROWS
     {
       let row = row_base + o_row + $ru;
@@ -402,5 +461,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     #end
     workgroupBarrier();
+    #end
   }
 }

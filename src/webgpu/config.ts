@@ -145,7 +145,7 @@ function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): (Deco
 const OUT_WORDS = 4;
 
 function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig | string {
-  const { rows, tokens, threads, rowTile, quadTile = 1, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1, pairSums = 0 } = candidate;
+  const { rows, tokens, threads, rowTile, quadTile = 1, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1, pairSums = 0, leavesByTile = false } = candidate;
   const shuffles = tier === 'subgroup';
   const quads = tokens / 4;
   const slices = (scoreThreads * rowTile * quadTile) / (rows * quads);
@@ -165,7 +165,7 @@ function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: 
   // The KV step; slices' sums; 16 bytes of probabilities and a float a quad, two a row, one beside.
   const workgroupBytes = tokens * stride * vec * 4 + 16 * sliceSums + 20 * rows * quads + 8 * rows + 4;
   return {
-    rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, scoreTurns, pairSums, tier,
+    rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, scoreTurns, pairSums, leavesByTile, tier,
     key, slices, wholeUnits, sliceSums, quadLanes, stride, stageLanes: Math.max(threads / tokens, 8),
     threadQuads: shuffles ? Math.max(1, rowTile / slices) * (quadTile / quadLanes) : Math.ceil((rows * quads) / threads),
     shuffleMax: shuffles && quadTile === quadLanes && slices * (quads / quadTile) <= (subgroupSize?.min ?? 0),
