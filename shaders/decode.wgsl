@@ -10,8 +10,7 @@
 //   sums    the slices' sums come together: through workgroup memory, at once or by pairs, or in the subgroup tier by shuffles, for the
 //           slices of a dot product are neighbouring threads. Then a thread owns quads, a row and 4 tokens each
 //   softmax the owner: probabilities from the row's reference on, its share of the running sum. The reference stays until a score is above it,
-//           which is rare; then it is raised to some way above the row's maximum, and O rescaled. Where finding the maximum costs
-//           little it is found before the probabilities are made (MOST_FIRST), else only then, and they are made again
+//           which is rare; then it is raised to some way above the row's maximum, and O rescaled
 //   output  a thread owns OUT_ROWS rows x OUT_UNITS units of O, in registers
 // A turn of the loop makes the output of one step and the scores of the next, whose rows are on their way meanwhile.
 // Neighbouring threads read neighbouring units throughout: no bank conflicts.
@@ -23,7 +22,7 @@
 //
 // The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout, the KV bindings, the functions of a unit
 // (`Unit`, `word_of`, `half_of`, `finite_unit`, `Floats` and `unit_of`) and `put_load`, which puts a load's words into `kv_tile`, in front. It writes what lines of capitals
-// stand for: PRODUCTS of a unit, HALF_PRODUCTS of half of one, SUMS, how to RAISE a row's reference, and RESCALE of O.
+// stand for: PRODUCTS of a unit, HALF_PRODUCTS of half of one, and SUMS.
 
 var<workgroup> kv_tile: array<Unit, TOKENS * STRIDE>;
 #if !SHUFFLE_SUMS
@@ -47,10 +46,6 @@ fn query_row(row: u32, head_kv: u32, group: u32, h_kv: u32) -> u32 {
 }
 
 fn most_of(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
-
-fn probability(scores: vec4<f32>, reference: f32, visible: vec4<bool>) -> vec4<f32> {
-  return select(vec4<f32>(), exp2_or_nan(scores - reference), visible);
-}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -176,11 +171,17 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
       // output of the step before
       if (token0 > begin) {
-        #if MOST_FIRST
         if (atomicLoad(&raised) == token0) {
-          RESCALE
+          #unroll r < OUT_ROWS
+          let factor_$r = rescale[o_row + $ru];
+          #unroll u < OUT_UNITS
+          #unroll c < VEC
+          low_$r_$u_$c *= factor_$r;
+          high_$r_$u_$c *= factor_$r;
+          #end
+          #end
+          #end
         }
-        #end
         for (var quad = 0u; quad < QUADS; quad++) {
           #unroll u < OUT_UNITS
           #unroll k < 4
@@ -277,7 +278,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         var most_$i = most_of(score_$i);
         var factor_$i = 1.0;
         #end
-        #if MOST_FIRST
         #if SHUFFLE_MAX
         // A row's lanes are in one subgroup.
         var above = false;
@@ -288,62 +288,34 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
           #unroll i < THREAD_QUADS
           for (var mask = ROW_TILE; mask < ROW_TILE * QUAD_LANES; mask *= 2u) { most_$i = max(most_$i, subgroupShuffleXor(most_$i, mask)); }
           for (var mask = SLICES; mask < SLICES * QUAD_TILES; mask *= 2u) { most_$i = max(most_$i, subgroupShuffleXor(most_$i, mask)); }
-          RAISE
           #end
-        }
         #else
         #unroll i < THREAD_QUADS
         if (active_$i) { per_quad[quad_$i] = most_$i; }
         #end
         workgroupBarrier();
-        #unroll i < THREAD_QUADS
-        for (var k = 0u; k < QUADS; k++) { most_$i = max(most_$i, per_quad[row_$i * QUADS + k]); }
-        RAISE
+        {
+          #unroll i < THREAD_QUADS
+          for (var k = 0u; k < QUADS; k++) { most_$i = max(most_$i, per_quad[row_$i * QUADS + k]); }
+          #end
         #end
-        #end
+          #unroll i < THREAD_QUADS
+          if (most_$i > reference_$i) {
+            factor_$i = exp2(reference_$i - (most_$i + HEADROOM));
+            reference_$i = most_$i + HEADROOM;
+            if (active_$i) { atomicStore(&raised, token0 + TOKENS); }
+          }
+          #end
+        }
         #unroll i < THREAD_QUADS
         if (active_$i) {
-          let p = probability(score_$i, reference_$i, visible_$i);
+          let p = select(vec4<f32>(), exp2_or_nan(score_$i - reference_$i), visible_$i);
           total_$i = total_$i * factor_$i + p.x + p.y + p.z + p.w;
           probs[quad_$i] = p;
           if (token_$i == 0u) { rescale[row_$i] = factor_$i; }
         }
         #end
         workgroupBarrier();
-        #else
-        #unroll i < THREAD_QUADS
-        var p_$i = vec4<f32>();
-        if (active_$i) {
-          p_$i = probability(score_$i, reference_$i, visible_$i);
-          probs[quad_$i] = p_$i;
-          if (most_$i > reference_$i) { atomicStore(&raised, token0 + TOKENS); }
-        }
-        #end
-        if (workgroupUniformLoad(&raised) == token0 + TOKENS) {
-          #unroll i < THREAD_QUADS
-          if (active_$i) { per_quad[quad_$i] = most_$i; }
-          #end
-          workgroupBarrier();
-          #unroll i < THREAD_QUADS
-          for (var k = 0u; k < QUADS; k++) { most_$i = max(most_$i, per_quad[row_$i * QUADS + k]); }
-          if (active_$i) {
-            if (most_$i > reference_$i) {
-              factor_$i = exp2(reference_$i - (most_$i + HEADROOM));
-              reference_$i = most_$i + HEADROOM;
-              total_$i *= factor_$i;
-            }
-            p_$i = probability(score_$i, reference_$i, visible_$i);
-            probs[quad_$i] = p_$i;
-            if (token_$i == 0u) { rescale[row_$i] = factor_$i; }
-          }
-          #end
-          workgroupBarrier();
-          RESCALE
-        }
-        #unroll i < THREAD_QUADS
-        total_$i += p_$i.x + p_$i.y + p_$i.z + p_$i.w;
-        #end
-        #end
 
         // Keys that only some rows see: what is not a number in their V must not reach the others, since 0 * NaN is NaN.
         // It reaches the rows that see them through the scores.

@@ -4,18 +4,19 @@
  */
 import { describe, expect, test, vi } from 'vitest';
 import { createMla } from '../src/node.ts';
-import { decodeCandidates, type DeviceTraits, type KernelLimits, type ScalarConfig } from '../src/webgpu/config.ts';
+import { decodeCandidates, scalarConfig, type DeviceTraits, type KernelLimits, type ScalarConfig } from '../src/webgpu/config.ts';
 import { makeCase } from './cases.ts';
 import { expectRight, run } from './check.ts';
 import { softwareGpu } from './software-adapter.ts';
 
-/** The configuration to take. */
-const preferred = vi.hoisted(() => ({ key: '' }));
+/** The configuration to take: one of the list's by its key, or one of the test's own. */
+const preferred = vi.hoisted((): { key: string; own?: ScalarConfig | undefined } => ({ key: '' }));
 vi.mock('../src/webgpu/config.ts', async (importOriginal) => {
   const original = await importOriginal<typeof import('../src/webgpu/config.ts')>();
   return {
     ...original,
     chooseDecodeConfig: (...[problem, rows, traits]: Parameters<typeof original.chooseDecodeConfig>) => {
+      if (preferred.own) return { config: preferred.own, rejected: [] };
       const choice = original.chooseDecodeConfig(problem, rows, traits, preferred.key);
       expect(choice.config!.key).toBe(preferred.key);
       return choice;
@@ -66,5 +67,26 @@ describe.each(['base', 'subgroup'] as const)('%s tier', (tier) => {
     const mla = await createMla({ backend: 'webgpu', adapter: await disguised(), tier, tune: 'off' });
     expectRight(c, await run(mla, c));
     await mla.destroy();
+  });
+});
+
+/** What the list has for subgroups of 32 only, as small as subgroups of 4 have room for. */
+describe.runIf(min === 4)('a row’s maximum by shuffles', () => {
+  test.each([
+    ['over a tile’s quads', { rows: 16, tokens: 8, threads: 32, rowTile: 2, quadTile: 2, prefetch: true }],
+    ['over tiles', { rows: 16, tokens: 8, threads: 64, rowTile: 1, prefetch: true }],
+    ['over tiles, several rows a lane', { rows: 16, tokens: 16, threads: 16, rowTile: 4, prefetch: true }],
+  ])('%s', async (_, candidate) => {
+    const config = scalarConfig('subgroup', candidate, { dQk: NARROW.dV + NARROW.rope, dV: NARROW.dV, dtype: 'bf16' }, { subgroupSize: { min, max } });
+    if (typeof config === 'string') throw new Error(config);
+    expect(config.shuffleMax).toBe(true);
+    preferred.own = config;
+    try {
+      const mla = await createMla({ backend: 'webgpu', adapter: await disguised(), tier: 'subgroup', tune: 'off' });
+      expectRight(narrow, await run(mla, narrow));
+      await mla.destroy();
+    } finally {
+      preferred.own = undefined;
+    }
   });
 });

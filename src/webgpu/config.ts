@@ -138,13 +138,16 @@ function inOrder(fits: readonly DecodeConfig[], rows: number): DecodeConfig[] {
 function ofTier(tier: Tier, problem: DecodeProblem, traits: DeviceTraits): (DecodeConfig | string)[] {
   const { matrix } = traits;
   if (tier === 'matrix') return matrix ? matrixShapes(traits).map((shape) => matrixConfig(shape, problem, matrix)) : [];
-  return candidates(tier, traits).map((candidate) => complete(tier, candidate, problem, traits));
+  return candidates(tier, traits).map((candidate) => scalarConfig(tier, candidate, problem, traits));
 }
 
 /** Words of O, two columns each, that a thread holds of each of its rows; more where threads are few. */
 const OUT_WORDS = 4;
 
-function complete(tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: DeviceTraits): ScalarConfig | string {
+/** @returns the configuration, or `key: reason` where there is none for these widths */
+export function scalarConfig(
+  tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: Pick<DeviceTraits, 'subgroupSize'>,
+): ScalarConfig | string {
   const { rows, tokens, threads, rowTile, quadTile = 1, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1, pairSums = 0, leavesByTile = false } = candidate;
   const shuffles = tier === 'subgroup';
   const quads = tokens / 4;

@@ -35,7 +35,7 @@ function decodeShader({ dtype, dQk, dV }: DecodeProblem, config: ScalarConfig, {
   /** Rows of O, as f32, that there is room for where the keys are. */
   const leaving = Math.min(config.rows, 2 ** Math.floor(Math.log2((tokens * config.stride) / (2 * vUnits))));
   const texts: Readonly<Record<string, string>> = {
-    PRODUCTS: products(config, false), HALF_PRODUCTS: products(config, true), RAISE, RESCALE,
+    PRODUCTS: products(config, false), HALF_PRODUCTS: products(config, true),
     SUMS: shuffles ? shuffledSums(config) : config.pairSums > 0 ? pairedSums(config) : PLAIN_SUMS,
   };
   const values = {
@@ -46,8 +46,7 @@ function decodeShader({ dtype, dQk, dV }: DecodeProblem, config: ScalarConfig, {
     STAGE_EACH: tokens / stageTokens, PREFETCH: config.prefetch,
     SCORE_THREADS: config.scoreThreads, ROW_TILE: config.rowTile, QUAD_TILE: config.quadTile, QUAD_TILES: tokens / 4 / config.quadTile, SLICES: config.slices,
     THREAD_QUADS: config.threadQuads, QUAD_LANES: config.quadLanes, LANE_QUADS: config.quadTile / config.quadLanes, SLICE_SUMS: config.sliceSums,
-    SHUFFLE_SUMS: shuffles, SHUFFLE_MAX: config.shuffleMax, MOST_FIRST: config.shuffleMax || !config.prefetch, QUAD_PROBS: config.quadProbs,
-    S_TURNS: config.scoreTurns,
+    SHUFFLE_SUMS: shuffles, SHUFFLE_MAX: config.shuffleMax, QUAD_PROBS: config.quadProbs, S_TURNS: config.scoreTurns,
     OUT_ROWS: config.outRows, OUT_UNITS: config.outUnits, OUT_LANES: config.outLanes, OUT_GROUPS: config.rows / config.outRows,
   };
   return [
@@ -79,26 +78,6 @@ fn half_of(x: Unit, upper: bool) -> vec2<u32> { return select(x.xy, x.zw, upper)
 fn finite_unit(x: Unit) -> Unit { return Unit(finite_or_zero(x.x), finite_or_zero(x.y), finite_or_zero(x.z), finite_or_zero(x.w)); }
 fn put_load(token: u32, load: u32, x: vec4<u32>) { kv_tile[token * STRIDE + load] = x; }`;
 }
-
-/** A row's reference, where its maximum `most_i` is above it. */
-const RAISE = `
-if (most_$i > reference_$i) {
-  factor_$i = exp2(reference_$i - (most_$i + HEADROOM));
-  reference_$i = most_$i + HEADROOM;
-  if (active_$i) { atomicStore(&raised, token0 + TOKENS); }
-}`;
-
-/** O after that. */
-const RESCALE = `
-#unroll r < OUT_ROWS
-let factor_$r = rescale[o_row + $ru];
-#unroll u < OUT_UNITS
-#unroll c < VEC
-low_$r_$u_$c *= factor_$r;
-high_$r_$u_$c *= factor_$r;
-#end
-#end
-#end`;
 
 /** The products of a thread's tile of S over one unit of d, or over half of one. */
 function products({ rowTile, quadTile, vec }: ScalarConfig, half: boolean): string {
