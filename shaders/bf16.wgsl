@@ -32,10 +32,10 @@ fn finite_or_zero(x: u32) -> u32 {
   return low | high;
 }
 
-// Bits of the natural LSE of a row, from its maximum and sum in base 2. Some devices' log2 loses NaN.
-fn lse_bits(highest: f32, sum: f32) -> u32 {
+// Bits of the natural LSE of a row, from what its weights are powers of 2 from on, and their sum. Some devices' log2 loses NaN.
+fn lse_bits(reference: f32, sum: f32) -> u32 {
   if (is_nan(sum)) { return QUIET_NAN; }
-  return select(bitcast<u32>((highest + log2(sum)) * LN_2), POSITIVE_INFINITY, sum == 0.0);
+  return select(bitcast<u32>((reference + log2(sum)) * LN_2), POSITIVE_INFINITY, sum == 0.0);
 }
 
 // To nearest, ties to even; NaN stays NaN.

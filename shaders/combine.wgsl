@@ -8,7 +8,7 @@
 // at a time. The launcher gives a workgroup more rows where splits are few, and makes chunks narrower, hence groups more, as they grow: a
 // thread takes a handful of them however many there are.
 //
-// What lives where: O, running maximum and sum in registers, as in decode.wgsl, so that nothing has to be known of all
+// What lives where: O, running maximum and sum in registers, so that nothing has to be known of all
 // splits before the first is read; the groups' results meet once in workgroup memory.
 //
 // The launcher (src/webgpu/combine.ts) puts the constants and the plan's layout in front.
@@ -58,9 +58,10 @@ fn main(
   let groups = THREADS / lanes / together; // of a row
   let row_here = thread / lanes / groups;
   let group = thread / lanes % groups;
-  let first_group = row_here * groups;
   // Threads past the last whole row, and rows past the last one, take nothing.
   let busy = row_here < together && workgroup.x * together + row_here < rows;
+  // What they read all the same is the first row's.
+  let first_group = select(0u, row_here * groups, busy);
   let row = min(workgroup.x * together + row_here, rows - 1u);
 
   var merge = Merge(LOWEST, 0.0, vec4<f32>());
@@ -86,7 +87,7 @@ fn main(
     merge = Merge(LOWEST, 0.0, vec4<f32>());
     for (var g = 0u; g < used; g += 4u) {
       #unroll i < 4
-      let group_$i = min(first_group + min(g + $iu, used - 1u), MOST_GROUPS - 1u);
+      let group_$i = first_group + min(g + $iu, used - 1u);
       let taken_$i = g + $iu < used;
       let lse_$i = select(vec2<f32>(LOWEST, 0.0), group_lse[group_$i], taken_$i);
       let out_$i = select(vec4<f32>(), group_out[group_$i * lanes + thread % lanes], taken_$i);

@@ -1,8 +1,10 @@
 /** The decode kernel's source: every configuration of every tier compiles, for every kind of width. Nothing runs here. */
 import { describe, expect, test } from 'vitest';
-import { decodeCandidates, type DeviceTraits } from '../src/webgpu/config.ts';
+import { ONE_SEGMENT, decodeCandidates, type DeviceTraits, type ScalarConfig, type Segmentation } from '../src/webgpu/config.ts';
+import { decodeMatrixKernel } from '../src/webgpu/decode-matrix.ts';
 import { decodeKernel, pairedSums, shuffledSums } from '../src/webgpu/decode.ts';
-import { expand } from '../src/webgpu/kernel.ts';
+import { expand, type Kernels } from '../src/webgpu/kernel.ts';
+import { MATRIX_SHAPES, matrixConfig, type MatrixDecodeConfig } from '../src/webgpu/matrix-config.ts';
 import { compileError, texts } from './null-gpu.ts';
 
 const limits = {
@@ -23,6 +25,19 @@ describe.each(devices.map((traits) => [`${traits.tier} tier, ${traits.kind}`, tr
       expect(await compileError(source), config.key).toBeUndefined();
     }
   });
+});
+
+test('kernels of different texts have different names, or one would be taken for the other', () => {
+  const keys: Kernels<string> = { get: (key) => key };
+  const problem = { dQk: 576, dV: 512, dtype: 'bf16', hKv: 1 } as const;
+  const [traits] = devices;
+  const scalar = decodeCandidates({ ...problem, blockSize: 64 }, 16, traits!).fits[0] as ScalarConfig;
+  const matrix = matrixConfig(MATRIX_SHAPES[1]!, problem, { syntax: 'new', subgroupSize: 32 }) as MatrixDecodeConfig;
+  // Blocks of 64 and of 128, or of one and two KV heads, in bindings of 128 MiB.
+  const layouts = [{ segments: 1, blocksPerSegment: ONE_SEGMENT }, { segments: 2, blocksPerSegment: 1820 }, { segments: 2, blocksPerSegment: 910 }];
+  for (const make of [(kv: Segmentation) => decodeKernel(keys, problem, scalar, kv), (kv: Segmentation) => decodeMatrixKernel(keys, problem, matrix, kv)]) {
+    expect(new Set(layouts.map(make)).size).toBe(layouts.length);
+  }
 });
 
 describe('directives', () => {

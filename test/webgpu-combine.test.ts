@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { DecodeOp } from '../src/backend.ts';
 import { decode16 } from '../src/bf16.ts';
+import combineSource from '../shaders/combine.wgsl?raw';
 import { makePlan, partialBytes, type Plan } from '../src/plan.ts';
 import { getMlaMetadata } from '../src/schedule.ts';
 import { LEAST_LANES, combineConfig, combineGrid, type CombineConfig } from '../src/webgpu/combine-grid.ts';
@@ -12,6 +13,14 @@ import { openDevice, type GpuContext } from '../src/webgpu/device.ts';
 import { KernelCache } from '../src/webgpu/kernel.ts';
 import { Random } from './random.ts';
 import { softwareGpu } from './software-adapter.ts';
+
+/** JavaScript for a WGSL expression of u32. */
+function inWhole(expression: string): string {
+  const plain = expression.replaceAll(/\b(\d+)u\b/g, '$1');
+  // Divisions from left to right, of what stands before them.
+  return plain.replaceAll(/(\([^()]*\)|[\w.]+)((?: [/%] [\w.]+)+)/g, (_, first: string, rest: string) =>
+    [...rest.matchAll(/ ([/%]) ([\w.]+)/g)].reduce((sum, [, op, by]) => (op === '/' ? `Math.floor(${sum} / ${by})` : `(${sum} % ${by})`), first));
+}
 
 const LOWEST = -3.4028234663852886e38;
 const LIMITS = { maxComputeInvocationsPerWorkgroup: 1024 };
@@ -57,6 +66,35 @@ describe('the merge’s grid', () => {
     expect(combineGrid(512, 128, 2, GPU)).toEqual({ x: 64, chunks: 1 });
     expect(combineGrid(64, 5, 3, GPU)).toEqual({ x: 1, chunks: 1 });
     expect(combineGrid(64, 50, 17, GPU)).toEqual({ x: 25, chunks: 1 });
+  });
+
+  test('no thread leaves workgroup memory, whatever the width', () => {
+    /** The kernel's own lines from its lanes to what of `group_out` a thread reads, in whole numbers. */
+    const script = [...combineSource.matchAll(/^ +let (lanes|together|groups|row_here|group|busy|first_group) = (.*?);/gm)]
+      .map(([, name, value]) => `const ${name} = ${inWhole(value!)};`).join('\n');
+    const place = inWhole(/group_out\[(group_\$i \* lanes \+ thread % lanes)\]/.exec(combineSource)![1]!.replace('group_$i', 'group_i'));
+    const groupOf = inWhole(/let group_\$i = (.*?);/.exec(combineSource)![1]!.replace('$iu', '0'));
+    const used = inWhole(/let used = (.*?);/.exec(combineSource)![1]!);
+    const read = new Function('thread', 'g', 'rows', 'splits', 'V_QUADS', 'THREADS', 'workgroups', 'workgroup', 'min', 'select', `
+      ${script}
+      const used = ${used};
+      const group_i = ${groupOf};
+      return g < used ? ${place} : 0;`) as (...args: unknown[]) => number;
+    for (const dV of widths) {
+      for (const rows of [1, 2, 3, 5, 16, 128]) {
+        for (const splits of [2, 3, 4, 5, 9, 17, 66, 300]) {
+          const { x, chunks } = combineGrid(dV, rows, splits, GPU);
+          for (const workgroup of [0, x - 1]) {
+            for (let thread = 0; thread < GPU.threads; thread++) {
+              for (const g of [0, 4, 28]) {
+                const at = read(thread, g, rows, splits, dV / 4, GPU.threads, { x, z: chunks }, { x: workgroup }, Math.min, (no: number, yes: number, which: boolean) => (which ? yes : no));
+                if (!(at < GPU.threads)) throw new Error(`d_v = ${dV}, ${rows} rows, ${splits} splits: thread ${thread} of workgroup ${workgroup} reads ${at}`);
+              }
+            }
+          }
+        }
+      }
+    }
   });
 
   test('a device of few threads gets as many as it has', () => {

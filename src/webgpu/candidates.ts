@@ -17,7 +17,7 @@ export interface Candidate {
   readonly vec?: 1 | 4;
   /** Threads that make scores; all when absent. */
   readonly scoreThreads?: number;
-  /** Turns of the scores' loop that are one, for loads to be ahead of products: a divisor of the units a slice has; 1 when absent. */
+  /** Turns of the scores' loop that are one, for loads to be ahead of products: a divisor of the whole units a slice has; 1 when absent. */
   readonly scoreTurns?: number;
   /**
    * Base tier: where the slices of a sum are too many for workgroup memory, they come together by pairs, as many vectors a thread at a time; in
@@ -39,7 +39,7 @@ export interface Candidate {
  * What a thread of a GPU loads and computes for a word (2 numbers) of scores: rowTile + 4 quadTile words for 8 rowTile quadTile
  * multiply-adds; for a token of output: outRows probabilities and 4 words for 8 outRows of them. A core that makes
  * four multiply-adds while it loads a word wants those ratios above four, and registers are what large tiles cost:
- * 8 outRows + 4 rowTile quadTile are live at once. 16 x 4 words of O and 8 x 4 of S come out at 4.3 and above in some 200.
+ * 8 outRows + 4 rowTile quadTile are live at once. 16 x 4 words of O and 4 x 8 of S come out at 5.3 and above in some 160.
  */
 const LARGE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
   subgroup: [

@@ -88,7 +88,7 @@ function older(source: string): string {
 /** Bindings: q, plan, partials, out, lse, then the cache's segments. */
 export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelProblem, config: MatrixDecodeConfig, kv: Segmentation): Result {
   return kernels.get(
-    `decode ${op.dtype} d${op.dQk}/${op.dV} h${op.hKv} ${config.key} kv${kv.segments}`,
+    `decode ${op.dtype} d${op.dQk}/${op.dV} h${op.hKv} ${config.key} kv${kv.segments}/${kv.blocksPerSegment}`,
     () => [
       { name: 'q', access: 'read', element: 'vec4<u32>' },
       { name: 'plan', access: 'read', element: 'u32' },

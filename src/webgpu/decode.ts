@@ -10,7 +10,7 @@ import { PLAN_LAYOUT } from '../plan.ts';
 export function decodeKernel<Result>(kernels: Kernels<Result>, op: DecodeProblem, config: ScalarConfig, kv: Segmentation): Result {
   const unit = config.vec === 4 ? 'vec4<u32>' : 'u32';
   return kernels.get(
-    `decode ${op.dtype} d${op.dQk}/${op.dV} ${config.key} kv${kv.segments}`,
+    `decode ${op.dtype} d${op.dQk}/${op.dV} ${config.key} kv${kv.segments}/${kv.blocksPerSegment}`,
     () => [
       { name: 'q', access: 'read', element: unit },
       { name: 'plan', access: 'read', element: 'u32' },

@@ -14,7 +14,7 @@ export interface SubgroupSize {
 /** Fewer lanes than this are not worth shuffling. */
 const LEAST_LANES = 4;
 
-/** Workgroups of these sizes are tried: the smallest and the largest that decode kernels have. */
+/** Workgroups of these sizes are tried, a subgroup's or a few, and many. */
 const WORKGROUPS: readonly number[] = [32, 256];
 
 /**
