@@ -4,6 +4,7 @@
 const POSITIVE_INFINITY = 0x7f800000u;
 const QUIET_NAN = 0x7fc00000u;
 const LN_2 = 0.6931471805599453;
+const LOWEST = -3.4028234e38;
 
 fn unpack_low(x: u32) -> f32 {
   // A shift by 16, as a product: software adapters shift lane by lane.
@@ -36,6 +37,12 @@ fn finite_or_zero(x: u32) -> u32 {
 fn lse_bits(reference: f32, sum: f32) -> u32 {
   if (is_nan(sum)) { return QUIET_NAN; }
   return select(bitcast<u32>((reference + log2(sum)) * LN_2), POSITIVE_INFINITY, sum == 0.0);
+}
+
+// The same in base 2, of a partial result: one without visible keys weighs nothing in the merge; a NaN must reach it.
+fn partial_lse(reference: f32, sum: f32) -> f32 {
+  if (is_nan(sum)) { return sum; }
+  return select(reference + log2(sum), LOWEST, sum == 0.0);
 }
 
 // To nearest, ties to even; NaN stays NaN.

@@ -16,8 +16,6 @@
 var<workgroup> group_out: array<vec4<f32>, THREADS>;
 var<workgroup> group_lse: array<vec2<f32>, MOST_GROUPS>; // maximum, sum
 
-const LOWEST = -3.4028234e38;
-
 // A weighted sum under way: sum_i exp2(l_i - highest) s_i, for the sum of weights and for O.
 struct Merge {
   highest: f32,

@@ -21,8 +21,8 @@
 // memory; Q in storage, read through the cache at every step.
 //
 // The launcher (src/webgpu/decode.ts) puts the constants, the plan's layout, the KV bindings, the functions of a unit
-// (`Unit`, `word_of`, `half_of`, `finite_unit`, `Floats` and `unit_of`) and `put_load`, which puts a load's words into `kv_tile`, in front. It writes what lines of capitals
-// stand for: PRODUCTS of a unit, HALF_PRODUCTS of half of one, and SUMS.
+// (`Unit`, `word_of`, `half_of`, `finite_unit`) and `put_load`, which puts a load's words into `kv_tile`, in front. It writes what lines of
+// capitals stand for: PRODUCTS of a unit, HALF_PRODUCTS of half of one, and SUMS.
 
 var<workgroup> kv_tile: array<Unit, TOKENS * STRIDE>;
 #if !SHUFFLE_SUMS
@@ -36,7 +36,6 @@ var<workgroup> row_reference: array<f32, ROWS>;
 /// Where the last step ends in which a row's reference was raised.
 var<workgroup> raised: atomic<u32>;
 
-const LOWEST = -3.4028234e38;
 // So far above a row's highest score its reference is set, in base 2: scores seldom rise past it then. Probabilities stay below 1 all the same.
 const HEADROOM = 8.0;
 
@@ -346,29 +345,20 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       for (var k = 0u; k < QUADS; k++) { sum += per_quad[i * QUADS + k]; }
       rescale[i] = sum;
       if (is_split) {
-        // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
-        var lse_log2 = select(row_reference[i] + log2(sum), LOWEST, sum == 0.0);
-        if (is_nan(sum)) { lse_log2 = sum; }
-        partials[plan[PLAN_LSE_AT] + (partial * h_kv + head_kv) * rows + row] = vec2<f32>(lse_log2, 0.0);
+        partials[plan[PLAN_LSE_AT] + (partial * h_kv + head_kv) * rows + row] = vec2<f32>(partial_lse(row_reference[i], sum), 0.0);
       } else {
         lse[(seq * h_kv + head_kv) * rows + (row % group) * s_q + row / group] = lse_bits(row_reference[i], sum);
       }
     }
-    // O, LEAVING rows at a time by way of where the keys were.
+    // O, LEAVING rows at a time by way of where the keys were. A unit is one word here.
     for (var first = 0u; first < tile_rows; first += LEAVING) {
       #unroll r < OUT_ROWS
       if (o_active && o_row + $ru - first < LEAVING) {
         #unroll u < OUT_UNITS
         if (o_lane + $uu * OUT_LANES < V_UNITS) {
-          var low: Floats;
-          var high: Floats;
-          #unroll c < VEC
-          low[$c] = low_$r_$u_$c;
-          high[$c] = high_$r_$u_$c;
-          #end
           let at = (o_row + $ru - first) * V_UNITS + o_unit_$u;
-          kv_tile[at] = unit_of(low);
-          kv_tile[LEAVING * V_UNITS + at] = unit_of(high);
+          kv_tile[at] = bitcast<u32>(low_$r_$u_0);
+          kv_tile[LEAVING * V_UNITS + at] = bitcast<u32>(high_$r_$u_0);
         }
         #end
       }
@@ -376,20 +366,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       workgroupBarrier();
       for (var i = thread; i < min(LEAVING, tile_rows - first) * V_UNITS; i += THREADS) {
         let row = row_base + first + i / V_UNITS;
-        let low = kv_tile[i];
-        let high = kv_tile[LEAVING * V_UNITS + i];
+        let low = bitcast<f32>(kv_tile[i]);
+        let high = bitcast<f32>(kv_tile[LEAVING * V_UNITS + i]);
         let sum = rescale[first + i / V_UNITS];
         let inverse = select(1.0 / sum, 0.0, sum == 0.0);
         if (is_split) {
           let at = ((partial * h_kv + head_kv) * rows + row) * V_UNITS + i % V_UNITS;
-          #unroll c < VEC
-          partials[at * VEC + $cu] = vec2<f32>(bitcast<f32>(word_of(low, $cu)), bitcast<f32>(word_of(high, $cu))) * inverse;
-          #end
+          partials[at] = vec2<f32>(low, high) * inverse;
         } else {
           let at = (seq * rows * h_kv + query_row(row, head_kv, group, h_kv)) * V_UNITS + i % V_UNITS;
-          #unroll c < VEC
-          out[at * VEC + $cu] = pack(bitcast<f32>(word_of(low, $cu)) * inverse, bitcast<f32>(word_of(high, $cu)) * inverse);
-          #end
+          out[at] = pack(low * inverse, high * inverse);
         }
       }
       workgroupBarrier();
@@ -412,10 +398,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             #end
           }
           #end
-          // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
-          var lse_log2 = select(row_reference[o_row + $ru] + log2(sum), LOWEST, empty);
-          if (is_nan(sum)) { lse_log2 = sum; }
-          if (o_lane == 0u) { partials[plan[PLAN_LSE_AT] + at] = vec2<f32>(lse_log2, 0.0); }
+          if (o_lane == 0u) { partials[plan[PLAN_LSE_AT] + at] = vec2<f32>(partial_lse(row_reference[o_row + $ru], sum), 0.0); }
         } else {
           let at = seq * rows * h_kv + query_row(row, head_kv, group, h_kv);
           #unroll u < OUT_UNITS

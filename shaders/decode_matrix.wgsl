@@ -39,7 +39,6 @@ alias Left = subgroup_matrix_left<f16, 16, 16>;
 alias Right = subgroup_matrix_right<f16, 16, 16>;
 alias Result = subgroup_matrix_result<f32, 16, 16>;
 
-const LOWEST = -3.4028234e38;
 // Events. LOOK: a step's scores are to be looked at one by one.
 const LOOK = 1u;
 const RESCALE = 2u;
@@ -166,10 +165,7 @@ fn write_rows(w: Work, first: u32, quad0: u32, thread: u32) {
 fn write_lse(w: Work, row: u32, highest: f32, sum: f32) {
   let rows = w.s_q * w.group;
   if (w.partial >= 0) {
-    // A partial without visible keys weighs nothing in the merge; a NaN must reach it.
-    var lse_log2 = select(highest + log2(sum), LOWEST, sum == 0.0);
-    if (is_nan(sum)) { lse_log2 = sum; }
-    partials[plan[PLAN_LSE_AT] + (u32(w.partial) * H_KV + w.head_kv) * rows + row] = vec2<f32>(lse_log2, 0.0);
+    partials[plan[PLAN_LSE_AT] + (u32(w.partial) * H_KV + w.head_kv) * rows + row] = vec2<f32>(partial_lse(highest, sum), 0.0);
   } else {
     lse[(w.seq * H_KV + w.head_kv) * rows + (row % w.group) * w.s_q + row / w.group] = lse_bits(highest, sum);
   }

@@ -13,7 +13,11 @@ export interface Candidate {
   readonly rowTile: number;
   /** 1 when absent. */
   readonly quadTile?: number;
-  /** Words a load of Q and of workgroup memory, 4 when absent; the cache is read 4 words at a time. */
+  /**
+   * Words a load of Q and of workgroup memory, 4 when absent; the cache is read 4 words at a time. With 1 O leaves by way of workgroup memory, in
+   * a loop over rows. Written out for each of a thread's rows it is most of the kernel's code, which takes a software adapter's compiler long; but a GPU's
+   * gives the loops before it the better registers then.
+   */
   readonly vec?: 1 | 4;
   /** Threads that make scores; all when absent. */
   readonly scoreThreads?: number;
@@ -26,11 +30,6 @@ export interface Candidate {
   readonly pairSums?: number;
   /** Load the next step's rows while this one's output is made. */
   readonly prefetch?: boolean;
-  /**
-   * O leaves by way of workgroup memory, in a loop over rows. Written out for each of a thread's rows it is most of the kernel's code, which takes a
-   * compiler long; but a GPU's gives the loops before it the better registers then.
-   */
-  readonly leavesByTile?: boolean;
   /** Four neighbouring lanes load four probabilities and pass them round: where a load costs more than a shuffle. */
   readonly quadProbs?: boolean;
 }
@@ -110,16 +109,16 @@ const SMALL: readonly Candidate[] = [
  */
 const SOFTWARE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
   subgroup: [
-    { rows: 16, tokens: 16, threads: 16, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1, leavesByTile: true, quadProbs: true },
-    { rows: 16, tokens: 8, threads: 16, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1, leavesByTile: true, quadProbs: true },
-    { rows: 4, tokens: 16, threads: 32, rowTile: 4, quadTile: 2, scoreThreads: 8, vec: 1, leavesByTile: true, quadProbs: true },
-    { rows: 4, tokens: 8, threads: 32, rowTile: 4, scoreThreads: 8, vec: 1, leavesByTile: true, quadProbs: true },
+    { rows: 16, tokens: 16, threads: 16, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
+    { rows: 16, tokens: 8, threads: 16, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
+    { rows: 4, tokens: 16, threads: 32, rowTile: 4, quadTile: 2, scoreThreads: 8, vec: 1, quadProbs: true },
+    { rows: 4, tokens: 8, threads: 32, rowTile: 4, scoreThreads: 8, vec: 1, quadProbs: true },
   ],
   base: [
-    { rows: 16, tokens: 16, threads: 16, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1, leavesByTile: true },
-    { rows: 16, tokens: 8, threads: 16, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1, leavesByTile: true },
-    { rows: 4, tokens: 16, threads: 32, rowTile: 4, quadTile: 2, scoreThreads: 8, vec: 1, leavesByTile: true },
-    { rows: 4, tokens: 8, threads: 32, rowTile: 4, scoreThreads: 8, vec: 1, leavesByTile: true },
+    { rows: 16, tokens: 16, threads: 16, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1 },
+    { rows: 16, tokens: 8, threads: 16, rowTile: 8, quadTile: 2, scoreThreads: 8, vec: 1 },
+    { rows: 4, tokens: 16, threads: 32, rowTile: 4, quadTile: 2, scoreThreads: 8, vec: 1 },
+    { rows: 4, tokens: 8, threads: 32, rowTile: 4, scoreThreads: 8, vec: 1 },
   ],
 };
 

@@ -29,20 +29,28 @@ export interface CombineGrid {
   readonly chunks: number;
 }
 
-/** Where a sequence has few splits, groups that one row leaves idle take others: all wait for the same, one after the other, where each has a workgroup. */
+/** Groups of threads a workgroup, one thread for each 4 columns of a chunk. */
+function groupsOf(dV: number, chunks: number, { threads }: CombineConfig): number {
+  return Math.floor((threads * chunks) / (dV / 4));
+}
+
+/**
+ * Where a sequence has few splits, groups that one row leaves idle take others: all wait for the same, one after the other, where each has a
+ * workgroup.
+ */
 export function combineGrid(dV: number, rows: number, splits: number, config: CombineConfig): CombineGrid {
   const chunks = combineChunks(dV, splits, config);
-  const groups = Math.floor((config.threads * chunks) / (dV / 4));
+  const groups = groupsOf(dV, chunks, config);
   let together = 1;
   while (2 * together <= groups && splits <= Math.floor(groups / (2 * together)) * SPLITS_AT_ONCE) together *= 2;
   return { x: Math.ceil(rows / together), chunks };
 }
 
 /** A narrow chunk leaves threads for more groups; a wide one reads the LSEs less often. */
-function combineChunks(dV: number, splits: number, { threads, mostGroups }: CombineConfig): number {
+function combineChunks(dV: number, splits: number, config: CombineConfig): number {
   const quads = dV / 4;
-  const groups = (chunks: number): number => Math.floor((threads * chunks) / quads);
+  const groups = (chunks: number): number => groupsOf(dV, chunks, config);
   let chunks = 1;
-  while (groups(chunks) < mostGroups && splits > groups(chunks) * SPLITS_PER_THREAD && quads % (2 * chunks) === 0 && quads / (2 * chunks) >= LEAST_LANES) chunks *= 2;
+  while (groups(chunks) < config.mostGroups && splits > groups(chunks) * SPLITS_PER_THREAD && quads % (2 * chunks) === 0 && quads / (2 * chunks) >= LEAST_LANES) chunks *= 2;
   return chunks;
 }

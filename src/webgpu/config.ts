@@ -148,7 +148,7 @@ const OUT_WORDS = 4;
 export function scalarConfig(
   tier: 'base' | 'subgroup', candidate: Candidate, { dQk, dV }: DecodeProblem, { subgroupSize }: Pick<DeviceTraits, 'subgroupSize'>,
 ): ScalarConfig | string {
-  const { rows, tokens, threads, rowTile, quadTile = 1, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1, pairSums = 0, leavesByTile = false } = candidate;
+  const { rows, tokens, threads, rowTile, quadTile = 1, vec = 4, scoreThreads = threads, prefetch = false, quadProbs = false, scoreTurns = 1, pairSums = 0 } = candidate;
   const shuffles = tier === 'subgroup';
   const quads = tokens / 4;
   const slices = (scoreThreads * rowTile * quadTile) / (rows * quads);
@@ -168,7 +168,7 @@ export function scalarConfig(
   // The KV step; slices' sums; 16 bytes of probabilities and a float a quad, two a row, one beside.
   const workgroupBytes = tokens * stride * vec * 4 + 16 * sliceSums + 20 * rows * quads + 8 * rows + 4;
   return {
-    rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, scoreTurns, pairSums, leavesByTile, tier,
+    rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, scoreTurns, pairSums, tier,
     key, slices, wholeUnits, sliceSums, quadLanes, stride, stageLanes: Math.max(threads / tokens, 8),
     threadQuads: shuffles ? Math.max(1, rowTile / slices) * (quadTile / quadLanes) : Math.ceil((rows * quads) / threads),
     shuffleMax: shuffles && quadTile === quadLanes && slices * (quads / quadTile) <= (subgroupSize?.min ?? 0),

@@ -39,7 +39,7 @@ function decodeShader({ dtype, dQk, dV }: DecodeProblem, config: ScalarConfig, {
     SUMS: shuffles ? shuffledSums(config) : config.pairSums > 0 ? pairedSums(config) : PLAIN_SUMS,
   };
   const values = {
-    ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', V_UNITS: vUnits, LEAVING: leaving, LEAVES_BY_TILE: config.leavesByTile, BLOCKS_PER_SEGMENT: blocksPerSegment,
+    ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', V_UNITS: vUnits, LEAVING: leaving, LEAVES_BY_TILE: vec === 1, BLOCKS_PER_SEGMENT: blocksPerSegment,
     SEGMENTS: segments, ROWS: config.rows, TOKENS: tokens, QUADS: tokens / 4, THREADS: threads, VEC: vec, UNITS: units, WHOLE_UNITS: config.wholeUnits,
     HALVES: config.wholeUnits < units, LOADS: loads, STRIDE: config.stride,
     STAGE_LANES: stageLanes, STAGE_TOKENS: stageTokens, STAGE_TURNS: Math.ceil(loads / stageLanes), STAGE_EVEN: loads % stageLanes === 0,
@@ -61,8 +61,6 @@ function unitFunctions(vec: 1 | 4): string {
     ? `alias Unit = u32;
 fn word_of(x: Unit, i: u32) -> u32 { return x; }
 fn finite_unit(x: Unit) -> Unit { return finite_or_zero(x); }
-alias Floats = array<f32, 1>;
-fn unit_of(x: Floats) -> Unit { return bitcast<u32>(x[0]); }
 fn put_load(token: u32, load: u32, x: vec4<u32>) {
   let at = token * STRIDE + 4u * load;
   kv_tile[at] = x.x;
@@ -72,8 +70,6 @@ fn put_load(token: u32, load: u32, x: vec4<u32>) {
 }`
     : `alias Unit = vec4<u32>;
 fn word_of(x: Unit, i: u32) -> u32 { return x[i]; }
-alias Floats = vec4<f32>;
-fn unit_of(x: Floats) -> Unit { return bitcast<Unit>(x); }
 fn half_of(x: Unit, upper: bool) -> vec2<u32> { return select(x.xy, x.zw, upper); }
 fn finite_unit(x: Unit) -> Unit { return Unit(finite_or_zero(x.x), finite_or_zero(x.y), finite_or_zero(x.z), finite_or_zero(x.w)); }
 fn put_load(token: u32, load: u32, x: vec4<u32>) { kv_tile[token * STRIDE + load] = x; }`;
@@ -135,7 +131,7 @@ export function pairedSums({ rowTile, quadTile, pairSums }: Pick<ScalarConfig, '
     const half = names.length / 2;
     lines.push(`let odd_${mask} = (slice & ${mask}u) != 0u;`);
     for (let from = 0; from < half; from += pairSums) {
-      const chunk = Array.from({ length: Math.min(pairSums, half) }, (_, j) => from + j);
+      const chunk = Array.from({ length: pairSums }, (_, j) => from + j);
       chunk.forEach((i, j) => put(j, `select(${names[half + i]!}, ${names[i]!}, odd_${mask})`));
       place ^= mask;
       lines.push('workgroupBarrier();');
