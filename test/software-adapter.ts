@@ -45,15 +45,18 @@ async function createGpu(): Promise<GPU> {
   return created;
 }
 
+// koffi unloads a library that nothing refers to, at any garbage collection.
+const loaded: unknown[] = [];
+
 /** Points the Vulkan loader at SwiftShader. Must run before Dawn makes its instance. */
-async function useSwiftShader(): Promise<string[]> {
+export async function useSwiftShader(): Promise<string[]> {
   if (!isMainThread) throw new Error('a worker thread has its own copy of process.env, which the Vulkan loader never sees: run vitest with pool "forks"');
   const dir = await unpack('swiftshader', ['swiftshader.tar.br']);
   process.env['VK_ICD_FILENAMES'] = join(dir, 'vk_swiftshader_icd.json');
   process.env['VK_DRIVER_FILES'] = process.env['VK_ICD_FILENAMES'];
   // A machine without Vulkan has no libvulkan.so.1 either. Once loaded, Dawn's dlopen finds it by its soname.
   const { default: koffi } = await import('koffi');
-  koffi.load(join(dir, 'libvulkan.so.1'), { global: true, lazy: false });
+  loaded.push(koffi.load(join(dir, 'libvulkan.so.1'), { global: true, lazy: false }));
   return [];
 }
 
