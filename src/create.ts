@@ -11,7 +11,7 @@ export interface Candidate {
   open(reason: string): Promise<Backend>;
 }
 
-/** The first candidate that opens (`auto`), or the one asked for. @throws MlaError backend-unavailable, missing-dependency, invalid-argument */
+/** The first candidate that opens (`auto`), or the one asked for; a bad argument is not passed over. @throws MlaError backend-unavailable, missing-dependency, invalid-argument */
 export async function openBackend(candidates: readonly Candidate[], wanted: BackendName | 'auto' = 'auto'): Promise<Backend> {
   if (wanted !== 'auto') {
     const candidate = candidates.find((c) => c.backend === wanted);
@@ -30,6 +30,7 @@ export async function openBackend(candidates: readonly Candidate[], wanted: Back
     try {
       return await open([`auto took ${backend}`, ...passed].join('; '));
     } catch (error) {
+      if (error instanceof MlaError && error.code === 'invalid-argument') throw error;
       passed.push(`no ${backend}: ${(error as Error).message}`);
       last = error;
     }

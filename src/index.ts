@@ -11,7 +11,7 @@ import type { BackendName, Mla, MlaMetadata, MetadataArgs, ScheduleInfo } from '
 import { getMlaMetadata as schedule } from './schedule.ts';
 import { indexedDbStore } from './tune-indexed-db.ts';
 import { createWebGpuBackend } from './webgpu/backend.ts';
-import type { DeviceOptions } from './webgpu/device.ts';
+import { checkDeviceOptions, type DeviceOptions } from './webgpu/device.ts';
 
 export type * from './mla.ts';
 export type { DeviceOptions } from './webgpu/device.ts';
@@ -35,6 +35,7 @@ export interface CreateOptions extends DeviceOptions {
 }
 
 function candidates(options: CreateOptions): Candidate[] {
+  checkDeviceOptions(options);
   return [
     { backend: 'webgpu', open: (reason) => createWebGpuBackend(options, reason, { store: indexedDbStore(), processors: globalThis.navigator?.hardwareConcurrency }) },
     { backend: 'cpu', open: async (reason) => createCpuBackend(reason) },
@@ -42,12 +43,12 @@ function candidates(options: CreateOptions): Candidate[] {
 }
 
 /** Makes an instance on the best backend there is, or on the one asked for. @throws MlaError backend-unavailable, invalid-argument */
-export function createMla(options: CreateOptions = {}): Promise<Mla> {
+export async function createMla(options: CreateOptions = {}): Promise<Mla> {
   return createFrom(candidates(options), options.backend);
 }
 
 /** What `createMla` makes an instance of; for serving it to another thread. */
-export function createBackend(options: CreateOptions = {}): Promise<Backend> {
+export async function createBackend(options: CreateOptions = {}): Promise<Backend> {
   return openBackend(candidates(options), options.backend);
 }
 

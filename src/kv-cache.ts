@@ -137,7 +137,12 @@ export class PagedCache implements PagedKvCache {
 
   async reserve(args: AppendArgs): Promise<AppendPlan> {
     const { plan, copied } = this.#reserve(args);
-    await copied;
+    try {
+      await copied;
+    } catch (error) {
+      this.#takeBack(plan);
+      throw error;
+    }
     return plan;
   }
 
@@ -245,13 +250,27 @@ export class PagedCache implements PagedKvCache {
     const tokens = counts.reduce((n, c) => n + c, 0);
     if (tokens === 0) return;
     // Everything that can be refused comes before blocks are taken, or takes them back.
-    await this.#borrowed(latent, rope, tokens, (rows, rotary) => {
-      let written: void | Promise<void> = undefined;
-      const { copied } = this.#reserve({ sequences, counts }, (plan) => {
-        written = this.#write(plan, this.#layers[0]!, rows, rotary);
+    let plan = undefined as AppendPlan | undefined;
+    try {
+      await this.#borrowed(latent, rope, tokens, (rows, rotary) => {
+        let written: void | Promise<void> = undefined;
+        const reserved = this.#reserve({ sequences, counts }, (made) => {
+          written = this.#write(made, this.#layers[0]!, rows, rotary);
+        });
+        ({ plan } = reserved);
+        return Promise.all([reserved.copied, written]);
       });
-      return Promise.all([copied, written]);
-    });
+    } catch (error) {
+      if (plan) this.#takeBack(plan);
+      throw error;
+    }
+  }
+
+  /** What was refused later than at the call: the plan's tokens go where they are still their sequence's last. */
+  #takeBack(plan: AppendPlan): void {
+    for (const { id, entry, from, count } of this.#reservations.get(plan)!) {
+      if (this.#sequences.get(id) === entry && entry.length === from + count) this.truncate(id, from);
+    }
   }
 
   #write({ slots, tokens }: AppendPlan, pool: DeviceTensor, rows: DeviceTensor, rotary: DeviceTensor | undefined): void | Promise<void> {
@@ -271,7 +290,9 @@ export class PagedCache implements PagedKvCache {
       return one.tensor;
     };
     try {
-      await use(borrow(latentRows, 'latent'), ropeRows === undefined ? undefined : borrow(ropeRows, 'rope'));
+      const used = use(borrow(latentRows, 'latent'), ropeRows === undefined ? undefined : borrow(ropeRows, 'rope'));
+      // A device may refuse them later than at the call.
+      await Promise.all([...held.map(({ tensor, temporary }) => (temporary ? tensor.ready : undefined)), used]);
     } finally {
       for (const { tensor, temporary } of held) if (temporary) tensor.destroy();
     }

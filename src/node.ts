@@ -5,11 +5,12 @@ import type { Backend } from './backend.ts';
 import { createFrom, openBackend, type Candidate } from './create.ts';
 import { createCpuBackend } from './cpu/backend.ts';
 import { createCudaBackend, type CudaOptions } from './cuda/backend.ts';
-import { MlaError } from './errors.ts';
+import { MlaError, describe } from './errors.ts';
 import type { CreateOptions } from './index.ts';
 import type { BackendName, Mla } from './mla.ts';
 import { fileStore } from './tune-file.ts';
 import { createWebGpuBackend } from './webgpu/backend.ts';
+import { checkDeviceOptions } from './webgpu/device.ts';
 
 export * from './index.ts';
 export { folderSource } from './model/folder-source.ts';
@@ -30,19 +31,31 @@ export const DAWN_TOGGLES: readonly string[] = [
 /**
  * WebGPU in Node, from the optional peer package `webgpu`. One instance a set of toggles, kept for the life of the
  * process: Dawn's devices must not outlive it.
- * @throws MlaError missing-dependency, backend-unavailable
+ * @throws MlaError missing-dependency, backend-unavailable, invalid-argument
  */
 export async function nodeGpu(dawn: readonly string[] = DAWN_TOGGLES): Promise<GPU> {
+  checkToggles(dawn);
   const key = dawn.join(' ');
   let gpu = gpus.get(key);
   if (!gpu) {
     const { create, globals } = await importWebGpu();
     checkVulkanLoader();
     for (const [name, value] of Object.entries(globals)) if (!(name in globalThis)) Object.assign(globalThis, { [name]: value });
-    gpu = create([...dawn]);
+    try {
+      gpu = create([...dawn]);
+    } catch (cause) {
+      throw new MlaError('invalid-argument', `Dawn does not take them: ${(cause as Error).message}`, { argument: 'dawn', expected: 'toggles of Dawn', got: describe(key), cause });
+    }
     gpus.set(key, gpu);
   }
   return gpu;
+}
+
+/** @throws MlaError invalid-argument */
+function checkToggles(dawn: unknown): asserts dawn is readonly string[] | undefined {
+  if (dawn !== undefined && !(Array.isArray(dawn) && dawn.every((toggle) => typeof toggle === 'string'))) {
+    throw new MlaError('invalid-argument', 'not toggles', { argument: 'dawn', expected: 'an array of strings', got: describe(dawn) });
+  }
 }
 
 /**
@@ -88,6 +101,8 @@ async function rest(): Promise<void> {
 }
 
 function candidates(options: NodeCreateOptions): Candidate[] {
+  checkDeviceOptions(options);
+  checkToggles(options.dawn);
   const given = options.device ?? options.adapter ?? options.gpu;
   const cuda: Candidate = { backend: 'cuda', open: (reason) => createCudaBackend(options, reason) };
   const webgpu: Candidate = {
@@ -106,12 +121,12 @@ function candidates(options: NodeCreateOptions): Candidate[] {
 }
 
 /** Makes an instance on the best backend there is, or on the one asked for. @throws MlaError backend-unavailable, missing-dependency, invalid-argument */
-export function createMla(options: NodeCreateOptions = {}): Promise<Mla> {
+export async function createMla(options: NodeCreateOptions = {}): Promise<Mla> {
   return createFrom(candidates(options), options.backend);
 }
 
 /** What `createMla` makes an instance of; for serving it to another thread. */
-export function createBackend(options: NodeCreateOptions = {}): Promise<Backend> {
+export async function createBackend(options: NodeCreateOptions = {}): Promise<Backend> {
   return openBackend(candidates(options), options.backend);
 }
 

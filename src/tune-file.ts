@@ -1,7 +1,7 @@
 /** Tuning remembered in Node: one JSON file in the user's cache directory. */
 import { randomBytes } from 'node:crypto';
 import { mkdir, readFile, rename, rm, unlink, writeFile } from 'node:fs/promises';
-import { homedir } from 'node:os';
+import { homedir, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { TuneChoice } from './mla.ts';
 import { STORE_FORMAT, readChoice, type TuneStore } from './tune-store.ts';
@@ -9,12 +9,21 @@ import { STORE_FORMAT, readChoice, type TuneStore } from './tune-store.ts';
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /** FLASHMLA_CACHE_DIR, else the platform's place for caches. */
-export function cacheDirectory(env: Environment = process.env, platform: string = process.platform, home: string = homedir()): string {
+export function cacheDirectory(env: Environment = process.env, platform: string = process.platform, home: string = homeDirectory()): string {
   const own = env['FLASHMLA_CACHE_DIR'];
   if (own) return own;
   if (platform === 'darwin') return join(home, 'Library', 'Caches', 'flashmla-web');
   const base = platform === 'win32' ? env['LOCALAPPDATA'] || join(home, 'AppData', 'Local') : env['XDG_CACHE_HOME'] || join(home, '.cache');
   return join(base, 'flashmla-web');
+}
+
+/** A user whom the system does not know, as in some containers, has none: then files are temporary. */
+function homeDirectory(): string {
+  try {
+    return homedir();
+  } catch {
+    return tmpdir();
+  }
 }
 
 /** Writes of this process to one file, one after the other: each reads what the one before wrote. */

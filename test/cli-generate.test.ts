@@ -65,7 +65,9 @@ describe('generate', () => {
 
   it.each([
     [[], 'takes one model'], [['x', 'y', '--prompt', 'a'], 'takes one model'], [['MODEL'], '--prompt'], [['MODEL', '--prompt', 'a', '--max-tokens', '0'], '--max-tokens'],
-    [['MODEL', '--prompt', 'a', '--weights', 'int4'], '--weights'], [['MODEL', '--prompt', 'a', '--temperature', '-1'], 'temperature'], [['MODEL', '--prompt', 'a', '--top-p', '0'], 'topP'],
+    [['MODEL', '--prompt', 'a', '--weights', 'int4'], '--weights'], [['MODEL', '--prompt', 'a', '--temperature', '-1'], '--temperature'], [['MODEL', '--prompt', 'a', '--top-p', '0'], '--top-p'],
+    // Before anything is loaded.
+    [['/no/such/folder', '--prompt', 'a', '--repetition-penalty', '0'], '--repetition-penalty'], [['MODEL', '--prompt', 'a', '--tier', 'fast'], '--tier'],
     [['/no/such/folder', '--prompt', 'a'], 'config.json'],
   ])('%j: status 2, one line', async (args, named) => {
     const { status, out, err } = await generate(...args.map((a) => (a === 'MODEL' ? model : a)));

@@ -1,12 +1,12 @@
 /** Parts of the command line that a run of the whole program does not reach. */
-import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, readdir, readlink, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { bench } from '../src/cli/bench.ts';
 import { checkWorkload } from '../src/cli/check.ts';
 import type { Context } from '../src/cli/context.ts';
-import { writeOutput } from '../src/cli/output-file.ts';
+import { checkOutputs, writeOutput } from '../src/cli/output-file.ts';
 import { plotSvg } from '../src/cli/plot-svg.ts';
 import { randomBits } from '../src/cli/random.ts';
 import { permutation, seededRandom } from '../src/random.ts';
@@ -19,6 +19,7 @@ import { makeWorkload } from '../src/cli/workload.ts';
 import { MlaError } from '../src/errors.ts';
 import { createMla } from '../src/index.ts';
 import { noStore } from '../src/tune-store.ts';
+import { expectRefusal } from './check.ts';
 import { altered, fakeContext } from './fake-context.ts';
 
 const shape: BenchShape = {
@@ -139,6 +140,32 @@ describe('output files', () => {
     });
     expect(process.listenerCount('SIGTERM')).toBeLessThan(3);
   });
+
+  it('keep their mode, and go where links lead', async () => {
+    await withDirectory(async (directory) => {
+      const [path, link, ahead] = ['out', 'link', 'ahead'].map((name) => join(directory, name)) as [string, string, string];
+      await writeFile(path, 'x', { mode: 0o600 });
+      await symlink('out', link);
+      await symlink('new', ahead);
+      for (const to of [link, ahead]) await writeOutput(to, [Uint8Array.of(1)]);
+      expect((await stat(path)).mode & 0o777).toBe(0o600);
+      expect([...(await readFile(path)), ...(await readFile(join(directory, 'new')))]).toEqual([1, 1]);
+      expect(await Promise.all([link, ahead].map((name) => readlink(name)))).toEqual(['out', 'new']);
+    });
+  });
+
+  it('are not two of one, nor an input, whatever they are called', async () => {
+    await withDirectory(async (directory) => {
+      const path = (name: string): string => join(directory, name);
+      await writeFile(path('in'), 'x');
+      await symlink('in', path('link'));
+      await symlink('new', path('ahead'));
+      await expectRefusal(() => checkOutputs({ '--json': path('link') }, { '--shapes': path('in') }), 'invalid-argument', '--json');
+      await expectRefusal(() => checkOutputs({ '--json': path('new'), '--plot': path('ahead') }), 'invalid-argument', '--plot');
+      await checkOutputs({ '--json': path('new'), '--plot': path('other'), '--none': undefined }, { '--shapes': path('in'), '--none': undefined });
+      await checkOutputs({ '--json': '/dev/null', '--plot': '/dev/null' });
+    });
+  });
 });
 
 describe('doctor', () => {
@@ -186,7 +213,7 @@ describe('figures', () => {
     const panels = [{ label: 'ms', better: 'lower' }] as const;
     const chart = (rows: Parameters<typeof plotSvg>[0]['rows']): string => plotSvg({ title: 'A & B', subtitle: '', panels, rows });
     expect(chart([])).toContain('A &amp; B');
-    for (const values of [[1], [1e-9, 1e9], [10, 100, 1000], [999.9]]) {
+    for (const values of [[1], [1e-9, 1e9], [10, 100, 1000], [999.9], [0], [0, 5]]) {
       const svg = chart(values.map((value) => ({ name: '\u0000<x>"', values: [value] })));
       expect(svg).not.toMatch(/NaN|Infinity|undefined|<x>/);
       expect(svg).not.toContain('\u0000');

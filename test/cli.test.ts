@@ -1,6 +1,6 @@
 /** The built program, as a user runs it: exit statuses, what it writes where, and what it leaves behind. */
 import { execFile, spawn } from 'node:child_process';
-import { existsSync, watch } from 'node:fs';
+import { closeSync, existsSync, openSync, watch } from 'node:fs';
 import { lstat, mkdtemp, readFile, readdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -163,7 +163,7 @@ describe('decode', () => {
     ['two inputs', ['-o', 'OUT', 'more.safetensors'], /one input file/],
     ['an output directory that is not there', ['-o', 'OUT/none/out.safetensors'], /directory/],
     ['an output that is a directory', ['-o', '.'], /directory/],
-    ['the input as output', ['-o', 'IN'], /is the input file/],
+    ['the input as output', ['-o', 'IN'], /is the same file as the input/],
   ];
   it.each(badArgs)('bad arguments: %s', async (_, args, message) => {
     await writeFile(inside('in.safetensors'), changed(() => {}));
@@ -193,9 +193,9 @@ describe('decode', () => {
 
   it('other failures: status 1, one line, no file', async () => {
     await writeFile(inside('in.safetensors'), changed(() => {}));
-    const { status, stdout, stderr } = await cli('decode', inside('in.safetensors'), '-o', inside('out.safetensors'), '--head-dim-v', '64', '--backend', 'cpu', '--tier', 'none-such');
+    const { status, stdout, stderr } = await cli('decode', inside('in.safetensors'), '-o', inside('out.safetensors'), '--head-dim-v', '64', '--backend', 'cpu', '--tier', 'matrix');
     expect({ status, stdout }).toEqual({ status: 1, stdout: '' });
-    expect(stderr).toMatch(/^flashmla-web decode: .*none-such\n$/);
+    expect(stderr).toMatch(/^flashmla-web decode: .*matrix\n$/);
     expect(await readdir(directory)).toEqual(['in.safetensors']);
   });
 
@@ -302,7 +302,9 @@ describe('bench', () => {
     await writeFile(inside('good.json'), JSON.stringify(shapes));
     for (const args of [
       ['--shapes', inside('none.json')], ['--shapes', inside('bad.json')], ['--shapes', inside('good.json'), '--only', 'nothing'],
-      ['--only', '('], ['--runs', '0'], ['--json', inside('none/out.json')], ['--json'], ['stray'],
+      ['--only', '('], ['--runs', '0'], ['--json', inside('none/out.json')], ['--json'], ['stray'], ['--tier', 'fast'],
+      // One file in the place of another.
+      ['--shapes', inside('good.json'), '--json', inside('good.json')], ['--json', inside('x'), '--plot', join(inside('.'), 'x')],
     ]) {
       const { status, stderr } = await cli('bench', ...args, '--backend', 'cpu');
       expect({ args, status }).toEqual({ args, status: 2 });
@@ -322,6 +324,25 @@ describe('the program', () => {
     expect((await cli('--version')).stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
     expect(await cli('generte')).toMatchObject({ status: 2, stdout: '', stderr: expect.stringMatching(/^flashmla-web: unknown command "generte"[^\n]*\n$/) });
     expect(await cli()).toMatchObject({ status: 2, stdout: '' });
+  });
+
+  it('a reader that has gone costs a command neither its files nor its status', async () => {
+    const shape = { b: 1, s_q: 1, h_q: 4, h_kv: 2, d_qk: 80, d_v: 64, block_size: 16, causal: false };
+    await writeFile(inside('shapes.json'), JSON.stringify([{ ...shape, name: 'small', seqlens: [33] }, { ...shape, name: 'huge', seqlens: [4_000_000_000] }]));
+    const child = spawn(process.execPath, [CLI, 'bench', '--shapes', inside('shapes.json'), '--json', inside('out.json'), '--backend', 'cpu', '--runs', '1'], { stdio: ['ignore', 'pipe', 'pipe'] });
+    child.stdout.destroy();
+    expect(await new Promise((resolve) => child.once('close', resolve))).toBe(1);
+    expect(JSON.parse(await readFile(inside('out.json'), 'utf8'))).toMatchObject({ results: [{ name: 'small' }], failures: [{ name: 'huge' }] });
+  });
+
+  it.runIf(existsSync('/dev/full'))('a full disk behind standard output: status 1, one line', async () => {
+    const full = openSync('/dev/full', 'w');
+    const child = spawn(process.execPath, [CLI, 'doctor'], { stdio: ['ignore', full, 'pipe'] });
+    let stderr = '';
+    child.stderr!.on('data', (data) => (stderr += data));
+    expect(await new Promise((resolve) => child.once('close', resolve))).toBe(1);
+    closeSync(full);
+    expect(stderr).toBe('flashmla-web: standard output: cannot be written: the disk is full\n');
   });
 
   it('ends quietly when its reader has gone', async () => {

@@ -77,6 +77,8 @@ describe('what is refused', () => {
     ['config.n_group', { n_group: 256 }],
     ['config.topk_group', { topk_group: 9 }],
     ['config.num_experts_per_tok', { num_experts_per_tok: 129 }],
+    ['config.num_hidden_layers', { num_hidden_layers: 1e8 }],
+    ['config.n_routed_experts', { n_routed_experts: 2 ** 32 }],
     ['config.quantization_config.quant_method', { quantization_config: { quant_method: 'awq' } }],
     ['config.quantization_config.fmt', { quantization_config: { ...V3.quantization_config, fmt: 'e5m2' } }],
     ['config.quantization_config.weight_block_size', { quantization_config: { quant_method: 'fp8' } }],

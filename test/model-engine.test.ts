@@ -147,6 +147,29 @@ describe('engine', () => {
     expect(await all(engine.generate([9], options(1)))).toEqual([10]);
   });
 
+  test('a step that is planned again takes the same random numbers', async () => {
+    const drawn = async (beside: boolean): Promise<Map<number, number>> => {
+      const runner = await counter(3);
+      const numbers = new Map<number, number>();
+      const step = runner.step.bind(runner);
+      runner.step = async (entries, requests) => {
+        const ids = await step(entries, requests);
+        requests.forEach((request, i) => {
+          if (request && ids[i]! < 100) numbers.set(ids[i]!, request.random);
+        });
+        return ids;
+      };
+      const engine = new Engine(runner, 64);
+      const first = all(engine.generate(range(0, 10), options(20, { seed: 7, temperature: 1 })));
+      if (beside) await expect(all(engine.generate(range(100, 10), options(30)))).rejects.toMatchObject({ code: 'pool-exhausted' });
+      await first;
+      return numbers;
+    };
+    const alone = await drawn(false);
+    expect(alone.size).toBe(20);
+    expect(await drawn(true)).toEqual(alone);
+  });
+
   test('a fork goes on from where a text is, running or kept, and shares its blocks until the last holder goes', async () => {
     const runner = await counter(8);
     const engine = new Engine(runner, 64);

@@ -1,8 +1,11 @@
 /** Text generation around an engine: stop strings, incomplete characters, options. */
+import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Engine, type StepRunner } from '../src/model/engine.ts';
 import { createMla } from '../src/index.ts';
+import { folderSource } from '../src/model/folder-source.ts';
+import { loadDecoder, readConfig } from '../src/model/model.ts';
 import { ModelText } from '../src/model/model-text.ts';
 import { generateText, type GenerateOptions, type TextTokenizer } from '../src/model/generate.ts';
 import { seededRandom } from '../src/random.ts';
@@ -98,6 +101,35 @@ test('a text can be forked with what it has said, stopped and ended', async () =
   fork.end();
   text.end();
   expect(cache.stats()).toMatchObject({ freeBlocks: 4, sequences: 0 });
+  await mla.destroy();
+});
+
+test('a text that leaves while a step is under way costs the others nothing', async () => {
+  const mla = await createMla({ backend: 'cpu' });
+  const source = folderSource(join(import.meta.dirname, 'fixtures/models/tiny-v2'));
+  const decoder = await loadDecoder(mla, source, await readConfig(source), { numBlocks: 8 });
+  const engine = new Engine(decoder, 16);
+  const leaving = new AbortController();
+  const reserve = decoder.cache.reserve.bind(decoder.cache);
+  let steps = 0;
+  decoder.cache.reserve = async (args) => {
+    const plan = await reserve(args);
+    if (++steps === 4) leaving.abort();
+    return plan;
+  };
+  const all = async (tokens: AsyncIterable<number>): Promise<number> => {
+    let count = 0;
+    for await (const id of tokens) count += Number(id >= 0);
+    return count;
+  };
+  const eos = new Set<number>();
+  const [stays, leaves] = await Promise.allSettled([
+    all(engine.generate([1, 2, 3], { maxTokens: 8, eos })), all(engine.generate([4, 5], { maxTokens: 20, eos, signal: leaving.signal })),
+  ]);
+  expect(stays).toEqual({ status: 'fulfilled', value: 8 });
+  expect(leaves).toMatchObject({ status: 'rejected', reason: { code: 'aborted' } });
+  expect(decoder.cache.stats().sequences).toBe(0);
+  decoder.destroy();
   await mla.destroy();
 });
 

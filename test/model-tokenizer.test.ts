@@ -95,6 +95,10 @@ describe('text token by token', () => {
     const words = ['', '▁a', '▁b'];
     const stream = new TextStream((ids) => ids.map((id) => words[id]).join('').replaceAll('▁', ' ').replace(/^ /, ''));
     expect([1, 2, 1].map((id) => stream.push(id))).toEqual(['a', ' b', ' a']);
+    // After tokens that say nothing it is still the middle of a text.
+    expect([0, 2, 0, 0, 1].map((id) => stream.push(id))).toEqual(['', ' b', '', '', ' a']);
+    stream.end();
+    expect([0, 1, 0, 2].map((id) => stream.push(id))).toEqual(['', 'a', '', ' b']);
   });
 });
 

@@ -114,6 +114,8 @@ describe('a tier asked for', () => {
 
   test.each(['fast', 7, null])('%s is no tier', async (tier) => {
     await expectRefusal(async () => createMla({ backend: 'webgpu', gpu: await softwareGpu(), tier: tier as Tier }), 'invalid-argument', 'tier');
+    // Whatever the backend.
+    await expectRefusal(() => createMla({ tier: tier as Tier }), 'invalid-argument', 'tier');
   });
 });
 

@@ -1,6 +1,8 @@
 /** The worker's protocol, with everything a backend must do on the other side of a message channel: cpu, in this process. */
-import { MessageChannel, type MessagePort } from 'node:worker_threads';
+import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 import { afterAll, describe, expect, test } from 'vitest';
+import type { Backend } from '../src/backend.ts';
+import { MlaError } from '../src/errors.ts';
 import { createBackend } from '../src/index.ts';
 import { connect, serve } from '../src/worker/index.ts';
 import { few } from './case-lists.ts';
@@ -47,6 +49,44 @@ describe('worker protocol', () => {
     serve(() => createBackend({ backend: 'webgpu' }), theirs);
     const error = await expectRefusal(() => connect(ours), 'backend-unavailable', 'backend');
     expect(error.fix).toContain('flashmla-web/node');
+  });
+
+  test('a worker that ends before it serves', async () => {
+    const error = await expectRefusal(() => connect(new Worker('process.exit(3)', { eval: true })), 'backend-unavailable', 'worker');
+    expect(error.message).toContain('has ended');
+  });
+
+  test('a worker that ends: what waits rejects, as does what comes after, and destroy resolves', async () => {
+    const { ours, theirs } = channel();
+    serve(async () => Object.assign(await createBackend({ backend: 'cpu' }), { flushCache: () => new Promise<void>(() => undefined) }), theirs);
+    const mla = await connect(ours);
+    const waiting = mla.flushCache();
+    theirs.close();
+    await expectRefusal(() => waiting, 'backend-unavailable', 'worker');
+    await expectRefusal(() => mla.memory(), 'backend-unavailable', 'worker');
+    await mla.destroy();
+  });
+
+  test('an append that the device over there has no room for changes nothing', async () => {
+    const { ours, theirs } = channel();
+    const backend: Backend = await createBackend({ backend: 'cpu' });
+    const create = backend.create.bind(backend);
+    backend.create = async (spec, ...rest) => {
+      if (spec.shape[0] === 33) throw new MlaError('limit-exceeded', 'too many rows');
+      await create(spec, ...rest);
+    };
+    serve(async () => backend, theirs);
+    const mla = await connect(ours);
+    const cache = await mla.createKvCache({ numBlocks: 8, blockSize: 16, headDim: 48, headDimV: 32 });
+    const rows = (count: number): { data: Uint16Array; shape: [number, number] } => ({ data: new Uint16Array(count * 48), shape: [count, 48] });
+    const sequence = cache.createSequence();
+    await cache.append({ sequences: [sequence], counts: [5], latent: rows(5) });
+    await expectRefusal(() => cache.append({ sequences: [sequence], counts: [33], latent: rows(33) }), 'limit-exceeded');
+    expect(cache.length(sequence)).toBe(5);
+    expect(cache.stats().freeBlocks).toBe(7);
+    await cache.append({ sequences: [sequence], counts: [20], latent: rows(20) });
+    expect(cache.length(sequence)).toBe(25);
+    await mla.destroy();
   });
 
   test('something that is no worker', () => expectRefusal(() => connect({} as MessagePort), 'invalid-argument', 'worker').then(() => undefined));

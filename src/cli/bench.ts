@@ -6,7 +6,7 @@ import { openMla, type Context, type MlaChoice } from './context.ts';
 import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
 import { measure, type Measurement } from './measure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
-import { checkOutput, writeOutput } from './output-file.ts';
+import { checkOutputs, writeOutput } from './output-file.ts';
 import { plotSvg } from './plot-svg.ts';
 import { progress } from './progress.ts';
 import { readShapes } from './shapes-file.ts';
@@ -76,13 +76,12 @@ export async function bench(args: readonly string[], context: Context): Promise<
   const runs = options.integer('runs', 1) ?? 15;
   const shapes = await readShapes(options.text('shapes'), options.pattern('only'));
   const [json, plot] = [options.text('json'), options.text('plot')];
-  if (json !== undefined) await checkOutput(json, '--json');
-  if (plot !== undefined) await checkOutput(plot, '--plot');
+  await checkOutputs({ '--json': json, '--plot': plot }, { '--shapes': options.text('shapes') });
 
   const report = await runShapes(shapes, { runs, check: options.flag('check'), tune }, choice, context);
-  context.stdout.write(textReport(report));
   if (json !== undefined) await writeText(json, `${JSON.stringify(report, null, 1)}\n`);
   if (plot !== undefined) await writeText(plot, chart(report, shapes));
+  context.stdout.write(textReport(report));
   const unchecked = report.results.some((result) => result.check?.ok === false);
   return report.failures.length > 0 || unchecked ? EXIT_FAILED : 0;
 }

@@ -9,6 +9,8 @@ export interface Output {
   readonly isTTY?: boolean | undefined;
   /** Width of a terminal, in characters. */
   readonly columns?: number | undefined;
+  /** Nobody takes what is written any more: what is made for it alone need not be. */
+  readonly refused?: boolean;
 }
 
 /** What `--backend`, `--tier` and `--dawn` ask for, and how the command wants configurations chosen. */

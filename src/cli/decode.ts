@@ -1,5 +1,4 @@
 /** `flashmla-web decode`: attention over tensors of a safetensors file, into a safetensors file. */
-import { stat } from 'node:fs/promises';
 import { describe, MlaError, shapeText } from '../errors.ts';
 import type { DecodeArgs, DecodeResult, HostTensor, Mla } from '../mla.ts';
 import { layoutSafetensors, type SafetensorsDType, type SafetensorsEntry } from '../safetensors.ts';
@@ -7,7 +6,7 @@ import { checkDecode } from '../validate.ts';
 import { openMla, type Context, type MlaChoice } from './context.ts';
 import { usageError } from './failure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
-import { checkOutput, writeOutput } from './output-file.ts';
+import { checkOutputs, writeOutput } from './output-file.ts';
 import { SafetensorsFile } from './safetensors-file.ts';
 import { figure } from './stats.ts';
 
@@ -63,8 +62,7 @@ export async function decode(args: readonly string[], context: Context): Promise
   const headDimV = options.integer('head-dim-v', 1) ?? 512;
   const softmaxScale = options.number('softmax-scale');
   const choice: MlaChoice = { ...options.mla(), tune: 'stored' };
-  await checkOutput(output, '--output');
-  await checkDistinct(input, output);
+  await checkOutputs({ '--output': output }, { 'the input': input });
   const decodeArgs: DecodeArgs = {
     ...(await readInputs(input)), headDimV, causal: options.flag('causal'), ...(softmaxScale !== undefined && { softmaxScale }),
   };
@@ -130,12 +128,6 @@ async function load(file: SafetensorsFile, entry: SafetensorsEntry): Promise<Hos
     case 'F16': return { data: new Uint16Array(buffer), shape, dtype: 'f16' };
     default: throw new MlaError('internal', `cannot load ${dtype}`, { argument: entry.name });
   }
-}
-
-/** Writing over the input would destroy it. */
-async function checkDistinct(input: string, output: string): Promise<void> {
-  const [x, y] = await Promise.all([input, output].map((path) => stat(path).catch(() => undefined)));
-  if (x !== undefined && y !== undefined && x.dev === y.dev && x.ino === y.ino) throw usageError('is the input file', '--output', 'another file', output);
 }
 
 async function writeResult(path: string, { out, lse }: DecodeResult): Promise<void> {

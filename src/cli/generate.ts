@@ -1,13 +1,13 @@
 /** `flashmla-web generate`: text from a DeepSeek model, as it comes. */
 import { MlaError, describe, type MlaErrorCode } from '../errors.ts';
-import type { GenerateOptions } from '../model/generate.ts';
+import { checkGenerateOptions, type GenerateOptions } from '../model/generate.ts';
 import { folderSource } from '../model/folder-source.ts';
 import type { ModelInfo } from '../model/info.ts';
 import { loadModel, type Model } from '../model/model.ts';
 import type { ModelSource } from '../model/source.ts';
 import { hubSource, urlSource } from '../model/url-source.ts';
 import type { Mla } from '../mla.ts';
-import { openMla, type Context, type MlaChoice } from './context.ts';
+import { openMla, type Context, type MlaChoice, type Output } from './context.ts';
 import { oneLine, usageError } from './failure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
 import { progress, type Progress } from './progress.ts';
@@ -70,7 +70,8 @@ export async function generate(args: readonly string[], context: Context): Promi
     const started = performance.now();
     model = await load(mla, sourceOf(name), { weights, numBlocks }, context);
     const loadMs = performance.now() - started;
-    const { text, tokens, promptMs, ms } = await run(model, prompt, sampling, json ? undefined : (piece) => void context.stdout.write(piece));
+    const { text, tokens, promptMs, ms } = await run(model, prompt, sampling, json ? undefined : context.stdout);
+    if (context.stdout.refused) return 0;
     const perSecond = tokens > 1 ? (1000 * (tokens - 1)) / ms : NaN;
     if (json) {
       const { backend, device, tier } = mla.info;
@@ -108,11 +109,14 @@ function cacheLine({ cacheBytesPerToken, cacheBytesPerTokenAndLayer, perHeadCach
 function readSampling(options: Options): GenerateOptions {
   const [temperature, topP, repetitionPenalty] = [options.number('temperature'), options.number('top-p'), options.number('repetition-penalty')];
   const [topK, seed, stop] = [options.integer('top-k', 0), options.integer('seed', 0), options.text('stop')];
-  return {
+  const sampling: GenerateOptions = {
     maxTokens: options.integer('max-tokens', 1) ?? 64,
     ...(temperature !== undefined && { temperature }), ...(topP !== undefined && { topP }), ...(repetitionPenalty !== undefined && { repetitionPenalty }),
     ...(topK !== undefined && { topK }), ...(seed !== undefined && { seed }), ...(stop !== undefined && { stop: [stop] }),
   };
+  // Here already: a model that is fetched first may be of many gigabytes.
+  checkGenerateOptions(sampling, (name) => `--${name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`);
+  return sampling;
 }
 
 function sourceOf(name: string): ModelSource {
@@ -139,7 +143,7 @@ async function load(mla: Mla, source: ModelSource, options: { weights: 'bf16' | 
   }
 }
 
-async function run(model: Model, prompt: string, sampling: GenerateOptions, show: ((piece: string) => void) | undefined): Promise<{ text: string; tokens: number; promptMs: number; ms: number }> {
+async function run(model: Model, prompt: string, sampling: GenerateOptions, shown: Output | undefined): Promise<{ text: string; tokens: number; promptMs: number; ms: number }> {
   const started = performance.now();
   let first = started;
   let last = started;
@@ -151,7 +155,8 @@ async function run(model: Model, prompt: string, sampling: GenerateOptions, show
   };
   for await (const piece of model.generate(prompt, { ...sampling, onToken })) {
     text += piece;
-    show?.(piece);
+    shown?.write(piece);
+    if (shown?.refused) break;
   }
   return { text, tokens, promptMs: first - started, ms: last - first };
 }

@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util';
 import { describe } from '../errors.ts';
 import type { BackendName } from '../mla.ts';
+import { TIERS } from '../webgpu/tier.ts';
 import type { MlaChoice } from './context.ts';
 import { usageError } from './failure.ts';
 
@@ -83,6 +84,7 @@ export class Options {
     if (!(BACKENDS as readonly string[]).includes(backend)) {
       throw usageError('is not a backend', '--backend', BACKENDS.join(', '), describe(backend));
     }
+    if (tier !== undefined && !(TIERS as readonly string[]).includes(tier)) throw usageError('is not a kernel tier', '--tier', [...TIERS].reverse().join(', '), describe(tier));
     return { backend: backend as BackendName | 'auto', ...(tier !== undefined && { tier }), ...(dawn !== undefined && { dawn }) };
   }
 }

@@ -3,9 +3,9 @@
  * complete, removed when anything fails or the program is interrupted.
  */
 import { randomBytes } from 'node:crypto';
-import { unlinkSync, writeFileSync } from 'node:fs';
-import { access, constants, open, realpath, rename, stat, unlink, type FileHandle } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { unlinkSync, writeFileSync, type Stats } from 'node:fs';
+import { access, constants, open, readlink, realpath, rename, stat, unlink, type FileHandle } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
 import { usageError, writeError } from './failure.ts';
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
@@ -13,29 +13,64 @@ const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 const CHUNK = 64 << 20;
 
 /**
- * Complains now about a path that cannot be written later.
+ * Complains now about what cannot be written later, and about a file that would take the place of an input or of another output.
+ * @param outputs paths by argument, as `inputs`; what is not asked for is undefined
  * @throws MlaError invalid-argument
  */
-export async function checkOutput(path: string, argument: string): Promise<void> {
-  const existing = await stat(path).catch(() => undefined);
+export async function checkOutputs(outputs: Readonly<Record<string, string | undefined>>, inputs: Readonly<Record<string, string | undefined>> = {}): Promise<void> {
+  const taken = new Map<string, string>();
+  for (const [argument, path] of Object.entries(inputs)) if (path !== undefined) taken.set(await identity(path), argument);
+  for (const [argument, path] of Object.entries(outputs)) {
+    if (path === undefined) continue;
+    await checkOutput(path, argument);
+    const same = await identity(path);
+    const other = taken.get(same);
+    if (other !== undefined) throw usageError(`is the same file as ${other}`, argument, 'another file', path);
+    // What goes to a device or pipe does not replace what went there before.
+    if (same !== DEVICE) taken.set(same, argument);
+  }
+}
+
+const DEVICE = 'device';
+
+/** What two names of one file have in common. */
+async function identity(path: string): Promise<string> {
+  const { file, existing } = await destination(path);
+  if (existing === undefined) return join(await realpath(dirname(file)).catch(() => dirname(file)), basename(file));
+  return existing.isFile() ? `${existing.dev}:${existing.ino}` : DEVICE;
+}
+
+/** Where links lead, whether or not there is a file yet. */
+async function destination(path: string): Promise<{ file: string; existing: Stats | undefined }> {
+  let file = path;
+  // A chain without end has no file; what comes of that is the system's to say.
+  for (let links = 0; links < 40; links++) {
+    const to = await readlink(file).catch(() => undefined);
+    if (to === undefined) break;
+    file = resolve(await realpath(dirname(file)), to);
+  }
+  return { file, existing: await stat(file).catch(() => undefined) };
+}
+
+async function checkOutput(path: string, argument: string): Promise<void> {
+  const { file, existing } = await destination(path);
   if (existing?.isDirectory()) throw usageError('is a directory', argument, 'a file name', path);
-  const directory = dirname(path);
+  const directory = dirname(file);
   const parent = await stat(directory).catch(() => undefined);
   if (!parent?.isDirectory()) throw usageError('is in a directory that does not exist', argument, 'an existing directory', directory);
-  const target = existing === undefined || existing.isFile() ? directory : path;
+  const target = existing === undefined || existing.isFile() ? directory : file;
   await access(target, constants.W_OK).catch(() => {
     throw usageError('cannot be written', argument, 'a writable place', path);
   });
 }
 
 /**
- * Writes `parts` one after the other to `path`. A link is followed; a device or pipe is written in place.
+ * Writes `parts` one after the other to `path`. A link is followed; a file keeps its mode; a device or pipe is written in place.
  * @throws Error when the file system refuses; then no part of the file is left
  */
 export async function writeOutput(path: string, parts: Iterable<Uint8Array>): Promise<void> {
-  const existing = await stat(path).catch(() => undefined);
+  const { file: target, existing } = await destination(path);
   if (existing !== undefined && !existing.isFile()) return writeInPlace(path, parts);
-  const target = existing === undefined ? path : await realpath(path);
   const temporary = join(dirname(target), `.flashmla-${process.pid}-${randomBytes(4).toString('hex')}.tmp`);
   const interrupted = (signal: NodeJS.Signals): void => {
     try {
@@ -51,6 +86,7 @@ export async function writeOutput(path: string, parts: Iterable<Uint8Array>): Pr
     writeFileSync(temporary, '', { flag: 'wx' });
     const handle = await open(temporary, 'r+');
     try {
+      if (existing !== undefined) await handle.chmod(existing.mode & 0o7777);
       await writeAll(handle, parts);
     } finally {
       await handle.close();

@@ -65,7 +65,8 @@ export function plotSvg({ title, subtitle, panels, rows }: Plot): string {
 
 function panel(x: number, bottom: number, { label, better }: PlotPanel, color: string, values: readonly (number | undefined)[]): string {
   const axis = axisOf(values.filter((value) => value !== undefined));
-  const at = (value: number): number => x + (PANEL * Math.log10(value / axis.low)) / Math.log10(axis.high / axis.low);
+  // Nothing, which has no logarithm, is at the axis.
+  const at = (value: number): number => x + (PANEL * Math.log10(Math.max(value, axis.low) / axis.low)) / Math.log10(axis.high / axis.low);
   const parts = [text(x, HEAD - 12, 13, INK, label, 'font-weight="bold"')];
   for (const { value, labelled } of ticks(axis)) {
     parts.push(line(at(value), HEAD - 4, bottom + 4, GRID));

@@ -5,7 +5,7 @@ import { checkTune, shapeClass } from '../shape-class.ts';
 import { openMla, type Context, type MlaChoice } from './context.ts';
 import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
-import { checkOutput, writeOutput } from './output-file.ts';
+import { checkOutputs, writeOutput } from './output-file.ts';
 import { progress } from './progress.ts';
 import { readShapes } from './shapes-file.ts';
 import { tuneArgs } from './shapes.ts';
@@ -62,12 +62,12 @@ export async function tune(args: readonly string[], context: Context): Promise<n
   const choice: MlaChoice = { ...options.mla(), tune: options.flag('no-cache') ? 'off' : 'stored' };
   const shapes = await readShapes(options.text('shapes'), options.pattern('only'));
   const json = options.text('json');
-  if (json !== undefined) await checkOutput(json, '--json');
+  await checkOutputs({ '--json': json }, { '--shapes': options.text('shapes') });
 
   const classes = new Map(shapes.map(tuneArgs).flatMap((args) => checkTune(args).map((op): [string, TuneArgs] => [shapeClass(op), { ...args, load: op.load }])));
   const summary = await tuneAll(classes, choice, context);
-  context.stdout.write(text(summary));
   if (json !== undefined) await writeOutput(json, [new TextEncoder().encode(`${JSON.stringify(summary, null, 1)}\n`)]);
+  context.stdout.write(text(summary));
   return summary.failures.length > 0 ? EXIT_FAILED : 0;
 }
 

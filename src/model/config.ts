@@ -99,7 +99,7 @@ export function parseConfig(json: unknown): DeepSeekConfig {
   refuseVariants(fields);
   if (!fields.has('q_lora_rank')) throw new MlaError('invalid-file', 'is missing', { argument: fields.path('q_lora_rank'), expected: 'an integer or null', got: 'nothing' });
 
-  const layers = fields.count('num_hidden_layers');
+  const layers = countUpTo(fields, 'num_hidden_layers', MOST_LAYERS);
   const moe = fields.raw('n_routed_experts') === undefined ? null : parseMoe(fields, modelType);
   const firstMoe = fields.count('first_k_dense_replace', modelType === 'deepseek_v2' ? 0 : 3, 0);
   const frequency = fields.count('moe_layer_freq', 1);
@@ -137,6 +137,16 @@ function refuseVariants(fields: Fields): void {
   if (!fields.flag('rope_interleave', true)) fields.refuse('rope_interleave', 'rotation by halves is not run', 'true');
 }
 
+/** Several times what any model has: names of tensors are made for all, before it is looked which there are. */
+const MOST_LAYERS = 1024;
+const MOST_EXPERTS = 4096;
+
+function countUpTo(fields: Fields, name: string, most: number): number {
+  const count = fields.count(name);
+  if (count > most) fields.refuse(name, 'more than any model has', `at most ${most}`);
+  return count;
+}
+
 function kernelWidth(fields: Fields, name: string, multiple: number, most: number): number {
   const width = fields.count(name);
   if (width % multiple !== 0 || width > most) fields.refuse(name, 'the attention kernels have no such width', `a multiple of ${multiple} up to ${most}`);
@@ -145,7 +155,7 @@ function kernelWidth(fields: Fields, name: string, multiple: number, most: numbe
 
 function parseMoe(fields: Fields, modelType: DeepSeekConfig['modelType']): MoeConfig {
   const v3 = modelType === 'deepseek_v3';
-  const experts = fields.count('n_routed_experts');
+  const experts = countUpTo(fields, 'n_routed_experts', MOST_EXPERTS);
   const topK = fields.count('num_experts_per_tok');
   const scoring = v3 ? 'sigmoid' : 'softmax';
   if (fields.text('scoring_func', scoring) !== scoring) fields.refuse('scoring_func', `not run for ${modelType}`, JSON.stringify(scoring));

@@ -1,6 +1,6 @@
 /** DeepSeek's decoder on one device: embeds, runs the layers, and chooses the next tokens, a step at a time. */
 import type { TensorId } from '../backend.ts';
-import type { Mla, MlaTensor, PagedKvCache } from '../mla.ts';
+import type { HostTensor, Mla, MlaTensor, PagedKvCache } from '../mla.ts';
 import type { StepOp } from '../ops.ts';
 import { runOps, type StepNames } from '../run-ops.ts';
 import { idOf } from '../tensor.ts';
@@ -117,12 +117,16 @@ export class Decoder implements StepRunner {
     const { cache } = this;
     const before = entries.map(({ sequence }) => cache.length(sequence));
     const ordered = plan.order.map((i) => entries[i]!);
-    const { slots } = await cache.reserve({ sequences: ordered.map(({ sequence }) => sequence), counts: ordered.map(({ ids }) => ids.length) });
+    const reserved = cache.reserve({ sequences: ordered.map(({ sequence }) => sequence), counts: ordered.map(({ ids }) => ids.length) });
+    // Before anything is waited for: whoever leaves meanwhile takes its sequence with it.
+    const lengths = plan.groups.map(({ entries: members }) => cache.cacheSeqlens(members.map((i) => entries[i]!.sequence)));
+    const tables = plan.groups.map(({ entries: members }) => cache.blockTable(members.map((i) => entries[i]!.sequence)));
+    const { slots } = await reserved;
     const positions = new Int32Array(plan.tokens);
     let row = 0;
     for (const i of plan.order) for (let j = 0; j < entries[i]!.ids.length; j++) positions[row++] = before[i]! + j;
     const angles = this.shape.angles(positions);
-    const groups = await this.#groups(plan, entries);
+    const groups = await this.#groups(plan, lengths, tables);
     try {
       await runOps(this.#mla, (names) => [
         ...this.#layerOps(plan, { tokens: plan.tokens, angles, slots, blockSize: cache.blockSize, groups: groups.map((group) => group.named(names)) }),
@@ -173,14 +177,13 @@ export class Decoder implements StepRunner {
   }
 
   /** A tensor of each group's block table, so that its plan is made once for all layers; to be destroyed after the step. */
-  async #groups(plan: StepPlan, entries: readonly StepEntry[]): Promise<PreparedGroup[]> {
+  async #groups(plan: StepPlan, lengths: readonly Int32Array[], tables: readonly HostTensor[]): Promise<PreparedGroup[]> {
     const { heads, kvLoraRank, rope } = this.shape.dims;
     const groups: PreparedGroup[] = [];
     for (const [g, { row, sQ, entries: members }] of plan.groups.entries()) {
-      const sequences = members.map((i) => entries[i]!.sequence);
-      const cacheSeqlens = this.cache.cacheSeqlens(sequences);
+      const cacheSeqlens = lengths[g]!;
       const metadata = this.#mla.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: sQ * heads, numHeadsK: 1, blockSize: this.cache.blockSize });
-      const table = await this.#mla.tensor(this.cache.blockTable(sequences));
+      const table = await this.#mla.tensor(tables[g]!);
       const tensors = {
         q: await this.#tensor(`q ${g}`, 'bf16', [this.maxTokens, heads, kvLoraRank + rope]),
         out: await this.#tensor(`out ${g}`, 'bf16', [this.maxTokens, heads, kvLoraRank]),

@@ -56,6 +56,8 @@ interface Request {
   readonly sequence: SequenceId;
   readonly options: RequestOptions;
   readonly random: () => number;
+  /** The next token's random number, once drawn: a step that is planned again takes the same. */
+  drawn: number | undefined;
   /** Tokens whose rows are in the cache. */
   written: number;
   readonly out: TokenStream;
@@ -119,7 +121,7 @@ export class Engine {
     const tokens = [...prompt];
     const out = new TokenStream(sequence, tokens, () => this.#close(request));
     const request: Request = {
-      tokens, promptLength: prompt.length, sequence, options, random: seededRandom(options.seed ?? 0), written, out, onAbort: () => this.#close(request, aborted()),
+      tokens, promptLength: prompt.length, sequence, options, random: seededRandom(options.seed ?? 0), drawn: undefined, written, out, onAbort: () => this.#close(request, aborted()),
     };
     this.#requests.push(request);
     options.signal?.addEventListener('abort', request.onAbort);
@@ -193,6 +195,7 @@ export class Engine {
       if (!this.#requests.includes(request)) return;
       const id = chosen[i];
       if (id === undefined) return;
+      request.drawn = undefined;
       if (request.options.eos.has(id)) {
         this.#close(request);
         return;
@@ -223,8 +226,9 @@ export class Engine {
   }
 }
 
-function sampleRequest({ options: { temperature = 0, topK = 0, topP = 1, repetitionPenalty = 1 }, random, tokens }: Request): SampleRequest {
-  return { temperature, topK, topP, repetitionPenalty, random: random(), seen: tokens };
+function sampleRequest(request: Request): SampleRequest {
+  const { temperature = 0, topK = 0, topP = 1, repetitionPenalty = 1 } = request.options;
+  return { temperature, topK, topP, repetitionPenalty, random: (request.drawn ??= request.random()), seen: request.tokens };
 }
 
 function checkPrompt(length: number, { numBlocks, blockSize }: PagedKvCache): void {

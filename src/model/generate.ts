@@ -33,7 +33,8 @@ export async function* generateText(engine: Engine, tokenizer: TextTokenizer, eo
 
 /** What the engine is asked for. @throws MlaError invalid-argument */
 export function requestOf(eos: ReadonlySet<number>, options: GenerateOptions): RequestOptions {
-  const { maxTokens = 256, stop: _stop, onToken: _onToken, ...rest } = checked(options);
+  const { maxTokens = 256, stop: _stop, onToken: _onToken, ...rest } = options;
+  checkGenerateOptions(options);
   return { ...rest, maxTokens, eos };
 }
 
@@ -50,9 +51,10 @@ export async function* piecesOf(tokens: AsyncIterable<number>, text: ReturnType<
   if (rest !== '') yield rest;
 }
 
-function checked(options: GenerateOptions): GenerateOptions {
-  const refuse = (argument: string, expected: string, got: unknown): never => {
-    throw new MlaError('invalid-argument', 'out of range', { argument, expected, got: describe(got) });
+/** @param argument what errors call an option. @throws MlaError invalid-argument */
+export function checkGenerateOptions(options: GenerateOptions, argument: (name: keyof GenerateOptions) => string = (name) => name): void {
+  const refuse = (name: keyof GenerateOptions, expected: string, got: unknown): never => {
+    throw new MlaError('invalid-argument', 'out of range', { argument: argument(name), expected, got: describe(got) });
   };
   const { maxTokens = 1, temperature = 0, topK = 0, topP = 1, repetitionPenalty = 1, seed = 0, stop = [] } = options;
   if (!Number.isSafeInteger(maxTokens) || maxTokens < 1) refuse('maxTokens', 'an integer >= 1', maxTokens);
@@ -62,5 +64,4 @@ function checked(options: GenerateOptions): GenerateOptions {
   if (!(Number.isFinite(repetitionPenalty) && repetitionPenalty > 0)) refuse('repetitionPenalty', 'a number above 0', repetitionPenalty);
   if (!Number.isSafeInteger(seed)) refuse('seed', 'an integer', seed);
   if (!Array.isArray(stop) || stop.some((s) => typeof s !== 'string')) refuse('stop', 'strings', stop);
-  return options;
 }

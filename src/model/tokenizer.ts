@@ -101,9 +101,14 @@ export class TextStream {
     const text = this.#decode(this.#ids);
     if (text.endsWith(INCOMPLETE)) return this.#give(text, text.length - INCOMPLETE.length);
     const piece = this.#give(text, text.length);
-    this.#ids = this.#ids.slice(this.#complete);
+    const last = this.#ids.slice(this.#complete);
+    const lastText = this.#decode(last);
+    // Ids that say nothing, as special ones do, are no text that the next could be taken to continue.
+    if (lastText !== '') {
+      this.#ids = last;
+      this.#given = lastText.length;
+    }
     this.#complete = this.#ids.length;
-    this.#given = this.#decode(this.#ids).length;
     return piece;
   }
 

@@ -177,18 +177,29 @@ function readLimits(limits: GPUSupportedLimits): KernelLimits {
   return Object.fromEntries(LIMITS.map((name) => [name, limits[name]])) as unknown as KernelLimits;
 }
 
+/** Before anything is opened: another backend would not look at them. @throws MlaError invalid-argument */
+export function checkDeviceOptions(options: DeviceOptions): void {
+  const refuse = (argument: string, expected: string, got: unknown): never => {
+    throw new MlaError('invalid-argument', `not ${expected}`, { argument, expected, got: describe(got) });
+  };
+  if (typeof options !== 'object' || options === null) refuse('options', 'an object', options);
+  const { device, adapter, gpu, powerPreference, limits, tier, tune } = options;
+  checkTier(tier);
+  checkTuneMode(tune);
+  if (device !== undefined && typeof device?.createBuffer !== 'function') refuse('device', 'a GPUDevice', device);
+  if (adapter !== undefined && typeof adapter?.requestDevice !== 'function') refuse('adapter', 'a GPUAdapter', adapter);
+  if (gpu !== undefined && typeof gpu?.requestAdapter !== 'function') refuse('gpu', 'a GPU', gpu);
+  if (powerPreference !== undefined && powerPreference !== 'low-power' && powerPreference !== 'high-performance') refuse('powerPreference', 'low-power or high-performance', powerPreference);
+  if (limits !== undefined && limits !== 'adapter' && limits !== 'default') refuse('limits', 'adapter or default', limits);
+}
+
 /**
  * @param rest for whoever waits for a software adapter; absent where waiting takes no processor
- * @throws MlaError backend-unavailable (no WebGPU, no adapter, no device), invalid-argument, device-lost
+ * @throws MlaError backend-unavailable (no WebGPU, no adapter, no device), device-lost
  */
 export async function openDevice(options: DeviceOptions, rest?: Rest): Promise<GpuContext> {
-  checkTier(options.tier);
-  checkTuneMode(options.tune);
   if (options.device) {
     const { device } = options;
-    if (typeof device.createBuffer !== 'function') {
-      throw new MlaError('invalid-argument', 'not a GPUDevice', { argument: 'device', expected: 'a GPUDevice', got: describe(device) });
-    }
     return new GpuContext(device, false, device.adapterInfo ?? options.adapter?.info, rest);
   }
   const adapter = options.adapter ?? (await requestAdapter(options));

@@ -15,7 +15,7 @@ import type { StepOp } from '../ops.ts';
 import { runnerOf } from '../run-ops.ts';
 
 /** A Worker, a MessagePort, or Node's worker_threads.Worker or parentPort. */
-export type WorkerLike = { postMessage(message: never, transfer?: never): void } & ({ addEventListener: Endpoint['addEventListener'] } | { on(event: string, listener: (value: never) => void): unknown });
+export type WorkerLike = { postMessage(message: never, transfer?: never): void } & ({ addEventListener: Endpoint['addEventListener'] } | { on(event: string, listener: (...values: unknown[]) => void): unknown });
 
 /** Options that survive `postMessage`: no devices or adapters. */
 export type WorkerOptions = Pick<CreateOptions, 'backend' | 'powerPreference' | 'limits' | 'tier' | 'tune'>;
@@ -172,9 +172,13 @@ function endpointOf(worker: WorkerLike): Endpoint {
   };
 }
 
-/** Rejects when the worker's script fails: nothing it owes will come. */
+/** Rejects when the worker's script fails or the worker ends: nothing it owes will come. */
 function failureOf(worker: Endpoint): Promise<never> {
   const failed = new Promise<never>((_, reject) => {
+    // What Node's workers and what ports emit; in a browser nobody is told of a worker that was terminated.
+    for (const ending of ['exit', 'close']) {
+      worker.addEventListener(ending, () => reject(new MlaError('backend-unavailable', 'the worker has ended', { argument: 'worker', fix: 'Keep the worker running until destroy() resolves' })));
+    }
     worker.addEventListener('error', (event) => {
       const message = (event as ErrorEvent).message || 'the script did not load';
       reject(new MlaError('backend-unavailable', `the worker failed: ${message}`, { argument: 'worker', fix: 'Check the worker script: it must call serve()' }));

@@ -1,0 +1,33 @@
+/** What `createMla` is asked for: refused by name before any backend is opened, in Node and elsewhere. */
+import { describe, expect, test } from 'vitest';
+import { openBackend } from '../src/create.ts';
+import { createCpuBackend } from '../src/cpu/backend.ts';
+import { MlaError } from '../src/errors.ts';
+import * as anywhere from '../src/index.ts';
+import * as node from '../src/node.ts';
+import { expectRefusal } from './check.ts';
+
+const wrong: readonly [argument: string, options: unknown][] = [
+  ['options', null], ['options', 5], ['tier', { tier: 'fast' }], ['tune', { tune: 'sometimes' }], ['limits', { limits: 5 }], ['powerPreference', { powerPreference: 'most' }],
+  ['device', { device: {} }], ['adapter', { adapter: 5 }], ['gpu', { gpu: 'x' }], ['backend', { backend: 'vulkan' }],
+];
+
+describe.each([['flashmla-web', anywhere], ['flashmla-web/node', node]] as const)('%s', (_, entry) => {
+  test.each(wrong)('%s: %j', async (argument, options) => {
+    await expectRefusal(() => entry.createMla(options as anywhere.CreateOptions), 'invalid-argument', argument);
+    await expectRefusal(() => entry.createBackend(options as anywhere.CreateOptions), 'invalid-argument', argument);
+  });
+});
+
+test.each(['x', [5]])('dawn: %j', async (dawn) => {
+  await expectRefusal(() => node.createMla({ dawn: dawn as never }), 'invalid-argument', 'dawn');
+  await expectRefusal(() => node.nodeGpu(dawn as never), 'invalid-argument', 'dawn');
+});
+
+test('auto does not go past an argument that is wrong', async () => {
+  const open = async (): Promise<never> => {
+    throw new MlaError('invalid-argument', 'no such device', { argument: 'cudaDevice' });
+  };
+  await expectRefusal(() => openBackend([{ backend: 'cuda', open }, { backend: 'cpu', open: async (reason) => createCpuBackend(reason) }]), 'invalid-argument', 'cudaDevice');
+  expect((await openBackend([{ backend: 'cpu', open: async (reason) => createCpuBackend(reason) }])).info.backend).toBe('cpu');
+});
