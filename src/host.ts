@@ -76,7 +76,10 @@ export class MlaHost implements Mla {
         blockTable: args.blockTable instanceof DeviceTensor ? args.blockTable.id : blockTable,
         maxBlocksPerSeq, metadata, metadataId: this.#metadataId(metadata), softmaxScale, causal,
       };
-      await this.#backend.decode(op);
+      const enqueued = this.#backend.decode(op);
+      // A device may refuse memory later than at the call.
+      if (borrowed.length + made.length === 0) await enqueued;
+      else await Promise.all([...[...borrowed, ...made].map(({ ready }) => ready), enqueued]);
       return { out, lse };
     } catch (error) {
       for (const tensor of made) tensor.destroy();

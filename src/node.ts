@@ -35,10 +35,10 @@ export const DAWN_TOGGLES: readonly string[] = [
  */
 export async function nodeGpu(dawn: readonly string[] = DAWN_TOGGLES): Promise<GPU> {
   checkToggles(dawn);
+  const { create, globals } = await importWebGpu();
   const key = dawn.join(' ');
   let gpu = gpus.get(key);
   if (!gpu) {
-    const { create, globals } = await importWebGpu();
     checkVulkanLoader();
     for (const [name, value] of Object.entries(globals)) if (!(name in globalThis)) Object.assign(globalThis, { [name]: value });
     try {

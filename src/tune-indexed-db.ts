@@ -18,7 +18,7 @@ export function indexedDbStore(factory: IDBFactory | undefined = reachable(), pa
       const found: readonly unknown[] = await request('readonly', (store) => store.getAll()).catch(() => []);
       for (const value of found) {
         const choice = readChoice(value);
-        const { key } = value as { key?: unknown };
+        const key = (value as { key?: unknown } | null | undefined)?.key;
         if (choice && typeof key === 'string') entries.set(key, choice);
       }
       return entries;

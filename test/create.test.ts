@@ -6,6 +6,7 @@ import { MlaError } from '../src/errors.ts';
 import * as anywhere from '../src/index.ts';
 import * as node from '../src/node.ts';
 import { expectRefusal } from './check.ts';
+import { adapterChoice, useSwiftShader } from './software-adapter.ts';
 
 const wrong: readonly [argument: string, options: unknown][] = [
   ['options', null], ['options', 5], ['tier', { tier: 'fast' }], ['tune', { tune: 'sometimes' }], ['limits', { limits: 5 }], ['powerPreference', { powerPreference: 'most' }],
@@ -22,6 +23,13 @@ describe.each([['flashmla-web', anywhere], ['flashmla-web/node', node]] as const
 test.each(['x', [5]])('dawn: %j', async (dawn) => {
   await expectRefusal(() => node.createMla({ dawn: dawn as never }), 'invalid-argument', 'dawn');
   await expectRefusal(() => node.nodeGpu(dawn as never), 'invalid-argument', 'dawn');
+});
+
+test.runIf(adapterChoice() === 'swiftshader')('two at once share one Dawn: a second would be nobody’s to keep', async () => {
+  await useSwiftShader();
+  const [first, second] = await Promise.all([node.nodeGpu(), node.nodeGpu()]);
+  expect(second).toBe(first);
+  expect(await node.nodeGpu()).toBe(first);
 });
 
 test('auto does not go past an argument that is wrong', async () => {

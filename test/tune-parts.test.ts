@@ -337,6 +337,11 @@ describe('in IndexedDB', () => {
     expect((await store.load()).size).toBe(0);
   });
 
+  test('what others have put there is passed over', async () => {
+    const factory = fakeIndexedDb([null, 'x', 5, [], {}, { ...choice, key: 'one' }]);
+    expect(await indexedDbStore(factory).load()).toEqual(new Map([['one', choice]]));
+  });
+
   test('what an older format left makes room', async () => {
     const factory = fakeIndexedDb([{ ...choice, key: 'old' }], 1);
     expect((await indexedDbStore(factory).load()).size).toBe(0);

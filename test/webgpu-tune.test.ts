@@ -126,7 +126,7 @@ describe('tune', () => {
     await (await make()).tune(TINY);
     const { format, choices } = JSON.parse(await readFile(file(), 'utf8')) as { format: number; choices: Record<string, { config: string }> };
     const [key, choice] = Object.entries(choices)[0]!;
-    for (const changed of [{ [key.replace('swiftshader', 'other')]: choice }, { [key.replace(/^[^|]+/, '0.0.0 ')]: choice }, { [key]: { ...choice, config: 'gone' } }]) {
+    for (const changed of [{ [key]: { ...choice, slots: 1e9 } }, { [key.replace('swiftshader', 'other')]: choice }, { [key.replace(/^[^|]+/, '0.0.0 ')]: choice }, { [key]: { ...choice, config: 'gone' } }]) {
       await writeFile(file(), JSON.stringify({ format, choices: changed }));
       expect((await make()).info.schedule.tuned).toBeUndefined();
     }
@@ -186,7 +186,7 @@ describe('calls of each load, on either side of a boundary', () => {
     }
     const { format, key, configs } = measured;
     const config = (tile: string): string => configs.find((name) => name.includes(tile))!;
-    const known = { short: { config: config(' 4x'), slots: 20, ms: 1 }, medium: { config: config(' 16x'), slots: 3, ms: 1 } };
+    const known = { short: { config: config(' 4x'), slots: 8, ms: 1 }, medium: { config: config(' 16x'), slots: 3, ms: 1 } };
     await writeFile(file(), JSON.stringify({ format, choices: Object.fromEntries(loads.map((load) => [key.replace('short load', `${load} load`), known[load]])) }));
   }
 
@@ -207,12 +207,12 @@ describe('calls of each load, on either side of a boundary', () => {
   test('schedule and kernel agree on either side of the boundary, and the other side’s kernel is there in time', { timeout: 120_000 }, async () => {
     await remember('short', 'medium');
     const mla = await make();
-    expect(await grid(mla, short)).toEqual([5, 4]);
+    expect(await grid(mla, short)).toEqual([2, 4]);
     const pipelines = async (): Promise<number> => (await mla.memory()).pipelines;
     // Of either load one, and one that merges.
     for (const start = performance.now(); (await pipelines()) < 3 && performance.now() - start < 60_000; ) await new Promise((resolve) => setTimeout(resolve, 20));
     expect(await grid(mla, medium)).toEqual([3, 1]);
-    expect(await grid(mla, short)).toEqual([5, 4]);
+    expect(await grid(mla, short)).toEqual([2, 4]);
     expect(await pipelines()).toBe(3);
   });
 
@@ -220,7 +220,7 @@ describe('calls of each load, on either side of a boundary', () => {
     await remember(load);
     const [mla, fixed] = [await make(), await make({ tune: 'off' })];
     const [shortGrid, mediumGrid] = [await grid(mla, short), await grid(mla, medium)];
-    if (load === 'short') expect([shortGrid, mediumGrid]).toEqual([[5, 4], await grid(fixed, medium)]);
+    if (load === 'short') expect([shortGrid, mediumGrid]).toEqual([[2, 4], await grid(fixed, medium)]);
     else expect([shortGrid, mediumGrid]).toEqual([await grid(fixed, short), [3, 1]]);
   });
 
@@ -252,6 +252,16 @@ describe('in the background', () => {
     const { allocated } = await next.memory();
     await new Promise((resolve) => setTimeout(resolve, 300));
     expect((await next.memory()).allocated).toBe(allocated);
+  });
+
+  test('who asks does not wait behind it for a measurement of their own to end', async () => {
+    const mla = await make({ tune: 'auto' });
+    expectRight(c, await run(mla, c));
+    const { ms } = await mla.time(async () => {
+      expect(await mla.tune(TINY)).toMatchObject([{ load: 'short' }]);
+    });
+    expect(ms).toBeGreaterThanOrEqual(0);
+    expect(mla.info.schedule.tuned).toHaveLength(1);
   });
 
   test("'stored' measures nothing unasked, nor does a software adapter unless told to", async () => {

@@ -1,4 +1,7 @@
 /** The worker's protocol, with everything a backend must do on the other side of a message channel: cpu, in this process. */
+import { setTimeout } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 import { afterAll, describe, expect, test } from 'vitest';
 import type { Backend } from '../src/backend.ts';
@@ -86,6 +89,27 @@ describe('worker protocol', () => {
     expect(cache.stats().freeBlocks).toBe(7);
     await cache.append({ sequences: [sequence], counts: [20], latent: rows(20) });
     expect(cache.length(sequence)).toBe(25);
+    await mla.destroy();
+  });
+
+  test('what has been read is kept by nobody', async () => {
+    const { ours, theirs } = channel();
+    serve(() => createBackend({ backend: 'cpu' }), theirs);
+    const mla = await connect(ours);
+    const tensor = await mla.tensor({ data: new Float32Array(1 << 18), shape: [1 << 18] });
+    setFlagsFromString('--expose-gc');
+    const collect = runInNewContext('gc') as () => void;
+    const held = async (): Promise<number> => {
+      for (let i = 0; i < 3; i++) {
+        await setTimeout(5);
+        collect();
+      }
+      return process.memoryUsage().arrayBuffers;
+    };
+    await tensor.read();
+    const before = await held();
+    for (let i = 0; i < 64; i++) await tensor.read();
+    expect(await held() - before).toBeLessThan(16 << 20);
     await mla.destroy();
   });
 

@@ -4,7 +4,7 @@ import { roomToGrow } from '../pool.ts';
 import appendSource from '../../shaders/append.wgsl?raw';
 import type { Segmentation } from './config.ts';
 import { constants, kvBindings, storeKv, type Kernel, type KernelCache } from './kernel.ts';
-import type { Storage } from './storage.ts';
+import { wholeBuffer, type Storage } from './storage.ts';
 import type { Machine, Submission } from './submission.ts';
 
 const APPEND_THREADS = 64;
@@ -13,15 +13,17 @@ const SLOTS_HEADER = 1;
 
 export function encodeAppend(op: AppendOp, { gpu, memory, kernels, bindGroups, traits }: Machine, tensor: (id: TensorId) => Storage, submission: Submission): void {
   const kv = tensor(op.kvCache);
+  for (const id of [op.kvCache, op.latent, ...(op.rope === undefined ? [] : [op.rope])]) submission.use(tensor(id).allocations);
   const kernel = appendKernel(kernels, op, kv);
   const rows = op.tokens * op.hKv;
   const words = new Int32Array(SLOTS_HEADER + op.slots.length);
   words[0] = rows;
   words.set(op.slots, SLOTS_HEADER);
   const slots = memory.storage(roomToGrow(words.byteLength), 'slots');
+  submission.use([slots]);
   submission.release(slots);
   gpu.device.queue.writeBuffer(slots.buffer, 0, words);
-  const sources = [op.latent, ...(op.rope === undefined ? [] : [op.rope])].map((id) => tensor(id).buffers[0]!);
+  const sources = [wholeBuffer(tensor(op.latent), 'latent'), ...(op.rope === undefined ? [] : [wholeBuffer(tensor(op.rope), 'rope')])];
   const { pass } = submission;
   pass.setPipeline(kernel.pipeline);
   pass.setBindGroup(0, bindGroups.get(kernel, [slots.buffer, ...sources, ...kv.buffers], 'append'));

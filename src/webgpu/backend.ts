@@ -13,7 +13,7 @@ import { scheduleInfo, type DeviceTraits } from './config.ts';
 import { DecodeCalls } from './decode-calls.ts';
 import { openDevice, type DeviceOptions, type GpuContext, type Rest } from './device.ts';
 import { KernelCache } from './kernel.ts';
-import { DeviceMemory } from './memory.ts';
+import { DeviceMemory, type Allocation } from './memory.ts';
 import { readStorage } from './readback.ts';
 import { StepEncoder } from './step.ts';
 import { adopted, allocate, type Storage } from './storage.ts';
@@ -94,20 +94,16 @@ class WebGpuBackend implements Backend {
     this.#step = new StepEncoder(this.#machine, this.#lookup);
   }
 
-  create(spec: TensorSpec, data?: HostData): Promise<void> {
+  create(spec: TensorSpec, data?: HostData): void | Promise<void> {
     this.#gpu.check();
     const storage = allocate(spec, this.#memory, this.#gpu.limits, isIndex(spec) && data ? (data as Int32Array).slice() : undefined);
     this.#tensors.set(spec.id, storage);
-    if (data) this.#upload(storage, data);
-    return Promise.all(storage.allocations.map((a) => a.fault)).then((faults) => {
-      const fault = faults.find((f) => f !== undefined);
-      if (fault) throw fault;
-    });
+    return this.#using(storage.allocations, 'filling a tensor', () => data && this.#upload(storage, data));
   }
 
   adopt(spec: TensorSpec, buffer: GPUBuffer): void {
     this.#gpu.check();
-    this.#tensors.set(spec.id, adopted(spec, buffer));
+    this.#tensors.set(spec.id, adopted(spec, buffer, this.#gpu.limits));
   }
 
   async read(id: TensorId): Promise<ArrayBuffer> {
@@ -127,16 +123,18 @@ class WebGpuBackend implements Backend {
     this.#decodes.forget(id);
   }
 
-  decode(op: DecodeOp): void {
+  decode(op: DecodeOp): void | Promise<void> {
     this.#gpu.check();
-    Submission.run(this.#machine, 'decode', this.#timer, (submission) => this.#decodes.encode(op, this.info.schedule, submission));
+    const done = Submission.run(this.#machine, 'decode', this.#timer, (submission) => this.#decodes.encode(op, this.info.schedule, submission));
     this.tuner.called(classOf(op), this.#tensor(op.kvCache));
+    return done;
   }
 
-  run(ops: readonly StepOp[]): void {
+  run(ops: readonly StepOp[]): void | Promise<void> {
     this.#gpu.check();
-    Submission.run(this.#machine, 'step', this.#timer, (submission) => this.#step.encode(ops, submission, (op) => this.#decodes.encode(op, this.info.schedule, submission)));
+    const done = Submission.run(this.#machine, 'step', this.#timer, (submission) => this.#step.encode(ops, submission, (op) => this.#decodes.encode(op, this.info.schedule, submission)));
     for (const op of ops) if (op.op === 'decode') this.tuner.called(classOf(op), this.#tensor(op.kvCache));
+    return done;
   }
 
   tune(op: TuneOp): Promise<TuneReport> {
@@ -144,25 +142,28 @@ class WebGpuBackend implements Backend {
     return this.tuner.tune(op);
   }
 
-  append(op: AppendOp): void {
+  append(op: AppendOp): void | Promise<void> {
     this.#gpu.check();
-    Submission.run(this.#machine, 'append', undefined, (submission) => encodeAppend(op, this.#machine, this.#lookup, submission));
+    return Submission.run(this.#machine, 'append', undefined, (submission) => encodeAppend(op, this.#machine, this.#lookup, submission));
   }
 
-  copyBlocks({ kvCache, pairs }: CopyBlocksOp): void {
+  copyBlocks({ kvCache, pairs }: CopyBlocksOp): void | Promise<void> {
     this.#gpu.check();
     const { device } = this.#gpu;
     const { buffers, blocksPerSegment, rowBytes } = this.#tensor(kvCache);
     const place = (block: number): [GPUBuffer, number] => [buffers[Math.floor(block / blocksPerSegment)]!, (block % blocksPerSegment) * rowBytes];
     // Through a bounce buffer: a copy within one buffer is not allowed everywhere.
     const bounce = this.#memory.storage(rowBytes, 'block copy');
-    const encoder = device.createCommandEncoder({ label: 'copy blocks' });
-    for (let i = 0; i < pairs.length; i += 2) {
-      encoder.copyBufferToBuffer(...place(pairs[i]!), bounce.buffer, 0, rowBytes);
-      encoder.copyBufferToBuffer(bounce.buffer, 0, ...place(pairs[i + 1]!), rowBytes);
-    }
-    device.queue.submit([encoder.finish()]);
+    const done = this.#using([bounce], 'copying blocks', () => {
+      const encoder = device.createCommandEncoder({ label: 'copy blocks' });
+      for (let i = 0; i < pairs.length; i += 2) {
+        encoder.copyBufferToBuffer(...place(pairs[i]!), bounce.buffer, 0, rowBytes);
+        encoder.copyBufferToBuffer(bounce.buffer, 0, ...place(pairs[i + 1]!), rowBytes);
+      }
+      device.queue.submit([encoder.finish()]);
+    });
     this.#memory.release(bounce);
+    return done;
   }
 
   async finished(): Promise<void> {
@@ -180,16 +181,29 @@ class WebGpuBackend implements Backend {
     return this.#timer.end().finally(() => (this.tuner.timing = false));
   }
 
-  flushCache(): void {
+  flushCache(): void | Promise<void> {
     this.#gpu.check();
     const { maxBufferSize, maxStorageBufferBindingSize } = this.#gpu.limits;
     const bytes = Math.min(FLUSH_BYTES, maxBufferSize, maxStorageBufferBindingSize);
     const { device } = this.#gpu;
     const scratch = this.#memory.storage(bytes, 'cache flush');
-    const encoder = device.createCommandEncoder({ label: 'cache flush' });
-    encoder.clearBuffer(scratch.buffer, 0, bytes);
-    device.queue.submit([encoder.finish()]);
+    const done = this.#using([scratch], 'flushing the cache', () => {
+      const encoder = device.createCommandEncoder({ label: 'cache flush' });
+      encoder.clearBuffer(scratch.buffer, 0, bytes);
+      device.queue.submit([encoder.finish()]);
+    });
     this.#memory.release(scratch);
+    return done;
+  }
+
+  /** Does `work` on memory. Where the device has not granted that yet: a promise, which rejects if it does not. */
+  #using(allocations: readonly Allocation[], what: string, work: () => void): void | Promise<void> {
+    if (allocations.every(({ granted }) => granted)) return work();
+    const { fault } = this.#gpu.watch(what, work);
+    return Promise.all([...allocations.map((allocation) => allocation.fault), fault]).then((faults) => {
+      const refused = faults.find((error) => error !== undefined);
+      if (refused) throw refused;
+    });
   }
 
   memory(): MemoryStats {

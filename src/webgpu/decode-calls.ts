@@ -9,7 +9,7 @@ import { classOf } from '../shape-class.ts';
 import { chooseDecodeConfig, type DecodeConfig } from './config.ts';
 import { compileDecode, decodeGrid, decodeKernels, encodeDecode } from './dispatch.ts';
 import type { Allocation } from './memory.ts';
-import type { Storage } from './storage.ts';
+import { wholeBuffer, type Storage } from './storage.ts';
 import type { Machine, Submission } from './submission.ts';
 import type { Tuner } from './tuner.ts';
 
@@ -48,6 +48,8 @@ export class DecodeCalls {
     const { bindGroups, kernels: cache, traits } = this.#machine;
     const most = traits.limits.maxComputeWorkgroupsPerDimension;
     const kv = this.#tensor(op.kvCache);
+    const tensors = { q: this.#tensor(op.q), out: this.#tensor(op.out), lse: this.#tensor(op.lse) };
+    const [q, out, lse] = [wholeBuffer(tensors.q, 'q'), wholeBuffer(tensors.out, 'out'), wholeBuffer(tensors.lse, 'lse')];
     const rows = (op.sQ * op.hQ) / op.hKv;
     const chosen = this.#choose(op, rows);
     const { config, coming } = chosen;
@@ -61,7 +63,7 @@ export class DecodeCalls {
       for (const next of coming) compileDecode(cache, op, next, traits, kv).catch(() => undefined);
       chosen.coming = undefined;
     }
-    const [q, out, lse] = [op.q, op.out, op.lse].map((id) => this.#tensor(id).buffers[0]!) as [GPUBuffer, GPUBuffer, GPUBuffer];
+    for (const { allocations } of [kv, tensors.q, tensors.out, tensors.lse]) submission.use(allocations);
     const plan = this.#plan(op, submission);
     const partials = this.#partialsOf(op, rows, schedule, submission);
     encodeDecode(submission.pass, bindGroups, kernels, op, config, traits, plan, { q, plan: plan.allocation.buffer, partials, out, lse, kv: kv.buffers });
@@ -109,7 +111,7 @@ export class DecodeCalls {
     const rest = `${op.metadataId}/${op.sQ}/${op.dV}/${op.softmaxScale}/${op.causal}`;
     if (typeof op.blockTable !== 'number') {
       if (this.#bare?.submission === submission && this.#bare.table === op.blockTable && this.#bare.key === rest) return this.#bare.plan;
-      const plan = this.#upload(makePlan(op, op.blockTable));
+      const plan = this.#upload(makePlan(op, op.blockTable), submission);
       submission.release(plan.allocation);
       this.#bare = { submission, table: op.blockTable, key: rest, plan };
       return plan;
@@ -117,8 +119,14 @@ export class DecodeCalls {
     // Only a block table that is a tensor is known to hold the same numbers the next time.
     const key = `${op.blockTable}/${rest}`;
     const known = this.#plans.get(key);
-    if (known) return known;
-    const plan = this.#upload(makePlan(op, this.#tensor(op.blockTable).host!));
+    if (known) {
+      submission.use([known.allocation]);
+      return known;
+    }
+    const plan = this.#upload(makePlan(op, this.#tensor(op.blockTable).host!), submission);
+    void plan.allocation.fault.then((refused) => {
+      if (refused && this.#plans.get(key) === plan) this.#plans.delete(key);
+    });
     if (this.#plans.size >= PLANS_KEPT) {
       const [oldest, { allocation }] = this.#plans.entries().next().value!;
       submission.release(allocation);
@@ -128,26 +136,33 @@ export class DecodeCalls {
     return plan;
   }
 
-  #upload(plan: Plan): PlanOnDevice {
+  #upload(plan: Plan, submission: Submission): PlanOnDevice {
     const { gpu, memory } = this.#machine;
     const allocation = memory.storage(roomToGrow(plan.words.byteLength), 'plan');
+    submission.use([allocation]);
     gpu.device.queue.writeBuffer(allocation.buffer, 0, plan.words);
     return { ...plan, allocation };
   }
 
   /**
    * Scratch for partial results, as large as the most parts that this shape can be cut into, so that it does not grow
-   * as sequences do.
+   * as sequences do; where that is more than a binding, as large as these need.
    */
   #partialsOf(op: DecodeOp, rows: number, schedule: ScheduleInfo, submission: Submission): GPUBuffer {
     const parts = Math.max(op.metadata.parts, mostParts(schedule, { rows, numHeadsK: op.hKv, blockSize: op.blockSize }));
-    const bytes = partialBytes(parts, op);
+    const { maxBufferSize, maxStorageBufferBindingSize } = this.#machine.traits.limits;
+    const most = partialBytes(parts, op);
+    const bytes = most <= Math.min(maxBufferSize, maxStorageBufferBindingSize) ? most : partialBytes(op.metadata.parts, op);
     if (!this.#partials || this.#partials.buffer.size < bytes) {
       const larger = this.#machine.memory.storage(bytes, 'partials');
       // Nothing else will ask for its size again.
       if (this.#partials) submission.discard(this.#partials);
       this.#partials = larger;
+      void larger.fault.then((refused) => {
+        if (refused && this.#partials === larger) this.#partials = undefined;
+      });
     }
+    submission.use([this.#partials]);
     return this.#partials.buffer;
   }
 }

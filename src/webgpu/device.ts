@@ -2,6 +2,7 @@
  * One GPUDevice: how it is got, what it can do, and how its loss and its errors become MlaErrors.
  */
 import { MlaError, describe } from '../errors.ts';
+import { Owed } from '../owed.ts';
 import type { KernelLimits } from './config.ts';
 import type { SubgroupSize } from './subgroup-test.ts';
 import { checkTier, type Tier } from './tier.ts';
@@ -59,8 +60,8 @@ export class GpuContext {
   readonly architecture: string;
   readonly subgroupSize: SubgroupSize | undefined;
   readonly matrixConfigs: readonly MatrixConfig[];
-  /** Rejects when the device is lost, and stays unhandled by nobody: race against it. */
-  readonly lost: Promise<never>;
+  /** Ends when the device is lost. */
+  readonly #owed = new Owed();
   readonly #rest: Rest | undefined;
   #resting: Promise<void> | undefined;
   #error: MlaError | undefined;
@@ -79,11 +80,10 @@ export class GpuContext {
     this.name = [info?.description || info?.device, info?.vendor, info?.architecture].filter(Boolean).join(', ') || 'unnamed WebGPU device';
     this.software = (info as { isFallbackAdapter?: boolean } | undefined)?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe/i.test(this.name);
     this.#rest = this.software ? rest : undefined;
-    this.lost = device.lost.then((reason) => {
+    void device.lost.then((reason) => {
       this.#error ??= new MlaError('device-lost', `the GPU device was lost (${reason.reason || 'unknown'}): ${reason.message || 'no message'}`, { fix: 'Make a new instance with createMla' });
-      throw this.#error;
+      this.#owed.end(this.#error);
     });
-    this.lost.catch(() => undefined);
     // What no scope caught is remembered and reported by whoever waits next, not thrown at the page.
     if (owned) {
       device.addEventListener('uncapturederror', (event) => {
@@ -105,7 +105,7 @@ export class GpuContext {
 
   /** Waits for `work` of the device. @throws MlaError device-lost, or as `work` rejects */
   async wait<T>(work: Promise<T>): Promise<T> {
-    const outcome = Promise.race([work, this.lost]);
+    const outcome = this.#owed.wait(work);
     if (this.#rest) {
       let pending = true;
       const end = (): void => {
@@ -129,20 +129,19 @@ export class GpuContext {
     } catch (error) {
       if (error instanceof MlaError) throw error;
       // A lost device rejects its promises shortly before it says that it is lost.
-      await Promise.race([this.lost, new Promise((resolve) => setTimeout(resolve, 100))]);
+      await this.#owed.wait(new Promise((resolve) => setTimeout(resolve, 100)));
       this.check();
       throw new MlaError('internal', `the device refused: ${(error as Error).message}`, { cause: error });
     }
   }
 
-  /** Runs `make` in error scopes. Resolves to what the device had to say of it. */
-  watch<T>(what: string, make: () => T): { value: T; fault: Promise<MlaError | undefined> } {
+  /** Error scopes around what follows, in this turn: until the function returned is called, whose promise says what the device had to say of it. */
+  scope(what: string): () => Promise<MlaError | undefined> {
     const { device } = this;
     device.pushErrorScope('internal');
     device.pushErrorScope('validation');
     device.pushErrorScope('out-of-memory');
-    let value: T;
-    const fault = (): Promise<MlaError | undefined> =>
+    return () =>
       Promise.all([device.popErrorScope(), device.popErrorScope(), device.popErrorScope()]).then(
         (errors) => {
           const error = errors.find((e) => e !== null);
@@ -150,13 +149,19 @@ export class GpuContext {
         },
         () => this.#error, // The device is gone: whoever waits sees that.
       );
+  }
+
+  /** Runs `make` in error scopes. Resolves to what the device had to say of it. */
+  watch<T>(what: string, make: () => T): { value: T; fault: Promise<MlaError | undefined> } {
+    const close = this.scope(what);
+    let value: T;
     try {
       value = make();
     } catch (error) {
-      void fault();
+      void close();
       throw error;
     }
-    return { value, fault: fault() };
+    return { value, fault: close() };
   }
 
   destroy(): void {
@@ -214,6 +219,9 @@ export async function openDevice(options: DeviceOptions, rest?: Rest): Promise<G
   return new GpuContext(device, true, adapter.info, rest);
 }
 
+/** For good: Dawn's devices must not outlive what they came from, which a caller may hold nowhere else. */
+const kept = new Set<GPU>();
+
 async function requestAdapter({ gpu = globalThis.navigator?.gpu, powerPreference = 'high-performance' }: DeviceOptions): Promise<GPUAdapter> {
   if (!gpu) {
     throw new MlaError('backend-unavailable', 'no WebGPU here', {
@@ -221,6 +229,7 @@ async function requestAdapter({ gpu = globalThis.navigator?.gpu, powerPreference
       fix: 'Use a browser with WebGPU on a secure page (https or localhost), or in Node import flashmla-web/node',
     });
   }
+  kept.add(gpu);
   let adapter: GPUAdapter | null;
   try {
     adapter = await gpu.requestAdapter({ powerPreference });

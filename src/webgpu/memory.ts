@@ -12,6 +12,8 @@ export interface Allocation {
   readonly buffer: GPUBuffer;
   /** What the device said of the allocation, once it has: await before trusting contents. */
   readonly fault: Promise<MlaError | undefined>;
+  /** The device has said yes. */
+  granted: boolean;
 }
 
 const STORAGE = 0x80 | 0x08 | 0x04; // STORAGE | COPY_DST | COPY_SRC: GPUBufferUsage is not a global everywhere
@@ -60,7 +62,9 @@ export class DeviceMemory {
       const { value: buffer, fault } = this.#gpu.watch(`allocating ${bytes} B for ${label}`, () =>
         this.#gpu.device.createBuffer({ label, size: Math.min(size, alignDown(most)), usage }),
       );
-      return { buffer, fault };
+      const allocation: Allocation = { buffer, fault, granted: false };
+      void fault.then((error) => (allocation.granted = error === undefined));
+      return allocation;
     });
   }
 

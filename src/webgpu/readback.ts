@@ -29,6 +29,8 @@ export async function readStorage(gpu: GpuContext, memory: DeviceMemory, storage
       const failed = (await staging.fault) ?? (await fault);
       if (failed) throw failed;
       await gpu.settle(mapped);
+      // Another turn may have destroyed what is mapped.
+      gpu.check();
       result.set(new Uint8Array(staging.buffer.getMappedRange(0, copied), 0, bytes), at);
       staging.buffer.unmap();
     }

@@ -18,7 +18,7 @@ import { rmsNorm } from './rms-norm.ts';
 import { rope } from './rope.ts';
 import { router } from './router.ts';
 import { sample } from './sample.ts';
-import type { Storage } from './storage.ts';
+import { wholeBuffer, type Storage } from './storage.ts';
 import type { Machine, Submission } from './submission.ts';
 import { swiglu } from './swiglu.ts';
 import { takeRows } from './take-rows.ts';
@@ -58,7 +58,7 @@ export class StepEncoder {
     this.#machine = machine;
     this.#tensor = tensor;
     const { kernels, traits } = machine;
-    this.#launching = { kernels, traits, tensor, buffer: (id) => tensor(id).buffers[0]! };
+    this.#launching = { kernels, traits, tensor, buffer: (id) => wholeBuffer(tensor(id), `tensor ${id}`) };
   }
 
   /** @throws MlaError limit-exceeded, invalid-argument, destroyed */
@@ -117,6 +117,7 @@ export class StepEncoder {
       at += blockWords(dispatch);
     }
     const allocation = memory.parameters(roomToGrow(total * 4));
+    submission.use([allocation]);
     submission.release(allocation);
     if (total > 0) gpu.device.queue.writeBuffer(allocation.buffer, 0, words, 0, total);
     return allocation.buffer;

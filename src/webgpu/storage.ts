@@ -42,14 +42,25 @@ export function allocate(spec: TensorSpec, memory: DeviceMemory, limits: KernelL
   return { spec, byteLength, rowBytes, segments, blocksPerSegment, buffers: allocations.map((a) => a.buffer), allocations, host };
 }
 
-/** @throws MlaError invalid-argument when the buffer is too small or lacks a usage */
-export function adopted(spec: TensorSpec, buffer: GPUBuffer): Storage {
+/** The buffer of a tensor that must lie in one. @throws MlaError limit-exceeded */
+export function wholeBuffer({ buffers, byteLength, rowBytes, blocksPerSegment }: Storage, argument: string): GPUBuffer {
+  if (buffers.length > 1) {
+    throw new MlaError('limit-exceeded', 'larger than one binding of this device', { argument, expected: `at most ${blocksPerSegment * rowBytes} B`, got: `${byteLength} B`, fix: 'Use smaller batches' });
+  }
+  return buffers[0]!;
+}
+
+/** @throws MlaError invalid-argument when the buffer is too small or lacks a usage, limit-exceeded when it is too large to bind */
+export function adopted(spec: TensorSpec, buffer: GPUBuffer, { maxStorageBufferBindingSize: most }: KernelLimits): Storage {
   const byteLength = elementCount(spec.shape) * elementBytes(spec.dtype);
   const needed = 0x80 | 0x04; // STORAGE | COPY_SRC
   if (typeof buffer?.size !== 'number' || buffer.size < byteLength || (buffer.usage & needed) !== needed) {
     throw new MlaError('invalid-argument', 'GPUBuffer does not hold the tensor', {
       argument: 'gpuBuffer', expected: `${byteLength} B with usage STORAGE | COPY_SRC`, got: `${buffer?.size} B with usage ${buffer?.usage}`,
     });
+  }
+  if (buffer.size > most) {
+    throw new MlaError('limit-exceeded', 'GPUBuffer is larger than one binding of this device', { argument: 'gpuBuffer', expected: `at most ${most} B`, got: `${buffer.size} B` });
   }
   return {
     spec, byteLength, rowBytes: byteLength / (spec.shape[0] ?? 1), segments: 1, blocksPerSegment: ONE_SEGMENT,

@@ -1,4 +1,5 @@
 /** One submission of one compute pass, and what is to be given back once it is on its way. */
+import type { MlaError } from '../errors.ts';
 import type { DeviceTraits } from './config.ts';
 import type { BindGroups } from './bind-groups.ts';
 import type { GpuContext } from './device.ts';
@@ -18,6 +19,9 @@ export interface Machine {
 export class Submission {
   readonly pass: GPUComputePassEncoder;
   readonly #machine: Machine;
+  readonly #doubted: Allocation[] = [];
+  #close: (() => Promise<MlaError | undefined>) | undefined;
+  #told: Promise<MlaError | undefined> | undefined;
   readonly #released: Allocation[] = [];
   readonly #discarded: Allocation[] = [];
 
@@ -26,8 +30,12 @@ export class Submission {
     this.pass = pass;
   }
 
-  /** Encodes and submits. Where `encode` throws nothing is submitted. @param timer what measures it, if anything does */
-  static run(machine: Machine, label: string, timer: Timer | undefined, encode: (submission: Submission) => void): void {
+  /**
+   * Encodes and submits. Where `encode` throws nothing is submitted.
+   * @param timer what measures it, if anything does
+   * @returns a promise where memory is used that the device has not granted yet, which rejects if it does not
+   */
+  static run(machine: Machine, label: string, timer: Timer | undefined, encode: (submission: Submission) => void): void | Promise<void> {
     const { device } = machine.gpu;
     const encoder = device.createCommandEncoder({ label });
     const submission = new Submission(machine, encoder.beginComputePass({ label, ...timer?.pass() }));
@@ -41,6 +49,26 @@ export class Submission {
     } finally {
       submission.#end();
     }
+    if (submission.#told) return submission.#granted(submission.#told);
+  }
+
+  /** To be called before the use of memory is encoded. */
+  use(allocations: readonly Allocation[]): void {
+    for (const allocation of allocations) {
+      if (allocation.granted) continue;
+      // What becomes of that is told of once, as what it is: not as an error of what uses it.
+      this.#close ??= this.#machine.gpu.scope('a submission');
+      this.#doubted.push(allocation);
+    }
+  }
+
+  async #granted(told: Promise<MlaError | undefined>): Promise<void> {
+    for (const { fault } of this.#doubted) {
+      const refused = await fault;
+      if (refused) throw refused;
+    }
+    const error = await told;
+    if (error) throw error;
   }
 
   /** Gives memory back: not before the submission, for what is written into it meanwhile would be there for all of it. */
@@ -54,6 +82,7 @@ export class Submission {
   }
 
   #end(): void {
+    this.#told = this.#close?.();
     for (const allocation of this.#released) this.#machine.memory.release(allocation);
     for (const allocation of this.#discarded) this.#machine.memory.discard(allocation);
   }

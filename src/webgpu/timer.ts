@@ -75,6 +75,8 @@ export class Timer {
     let nanoseconds = 0;
     try {
       await this.#wait(staging.buffer.mapAsync(1 /* READ */, 0, 16 * passes));
+      // Another turn may have destroyed what is mapped.
+      this.#gpu.check();
       const times = new BigUint64Array(staging.buffer.getMappedRange(0, 16 * passes));
       for (let i = 0; i < passes; i++) nanoseconds += Number(times[2 * i + 1]! - times[2 * i]!);
       staging.buffer.unmap();

@@ -177,8 +177,6 @@ export class TuneBench {
 
   /** Everything of a trial but its times; or why there is none. */
   async #trial(config: DecodeConfig, slots: number): Promise<Trial | string> {
-    const kernels = await this.#compile(config);
-    if (typeof kernels === 'string') return kernels;
     const { gpu, traits, schedule } = this.#device;
     const { hQ, hKv } = this.#shape;
     const { cacheSeqlens, maxBlocksPerSeq, blockTables } = this.#load;
@@ -186,6 +184,10 @@ export class TuneBench {
       { cacheSeqlens, numQTokensPerHeadK: hQ / hKv, numHeadsK: hKv, blockSize: TUNE_BLOCK }, { ...schedule, slots, rowTiles: [config.rows] },
     );
     if (Math.max(...decodeGrid(this.#shape, config, metadata.parts), hQ) > traits.limits.maxComputeWorkgroupsPerDimension) return 'too large for one dispatch';
+    const scratch = partialBytes(metadata.parts, this.#shape);
+    if (scratch > Math.min(traits.limits.maxBufferSize, traits.limits.maxStorageBufferBindingSize)) return 'partial results larger than a binding';
+    const kernels = await this.#compile(config);
+    if (typeof kernels === 'string') return kernels;
     const op = {
       ...this.#shape, b: cacheSeqlens.length, blockSize: TUNE_BLOCK, maxBlocksPerSeq, metadata, softmaxScale: this.#shape.dQk ** -0.5, causal: false,
     };
@@ -196,7 +198,7 @@ export class TuneBench {
       gpu.device.queue.writeBuffer(buffer, 0, plan.words);
       calls.push({ plan, buffer });
     }
-    return { config, kernels, calls, partials: await this.#take(partialBytes(metadata.parts, this.#shape)) };
+    return { config, kernels, calls, partials: await this.#take(scratch) };
   }
 
   /** @returns why the device refuses, if it does */
@@ -256,6 +258,7 @@ export class TuneBench {
     this.#owned.push(allocation);
     const refused = await allocation.fault;
     if (refused) throw refused;
+    this.#device.gpu.check();
     return allocation.buffer;
   }
 }

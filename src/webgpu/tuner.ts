@@ -50,6 +50,8 @@ export class Tuner {
   /** A measurement of the caller's is under way. */
   timing = false;
   #cancelled = false;
+  /** Who waits for `tune`, and so for the background before it. */
+  #asked = 0;
   /** What kept the background from tuning, if anything did. */
   note: string | undefined;
 
@@ -57,14 +59,14 @@ export class Tuner {
     this.#options = options;
   }
 
-  /** Reads what is remembered. Configurations that are no more, or do not fit, count as not remembered. */
+  /** Reads what is remembered. Configurations that are no more, or do not fit, and more slots than are ever tried count as not remembered. */
   async load(): Promise<void> {
-    const { mode, store, prefix } = this.#options;
+    const { mode, store, prefix, device } = this.#options;
     if (mode === 'off') return;
     for (const [key, choice] of await store.load()) {
       const shape = key.startsWith(prefix) ? parseShapeClass(key.slice(prefix.length)) : undefined;
       const config = shape && this.#candidates(shape).fits.find((fit) => fit.key === choice.config);
-      if (config) this.#learn({ shape, choice, config, note: `remembered in ${store.place}` });
+      if (config && choice.slots <= Math.max(...slotLadder(device.schedule.slots))) this.#learn({ shape, choice, config, note: `remembered in ${store.place}` });
     }
   }
 
@@ -97,6 +99,9 @@ export class Tuner {
   /** @throws MlaError out-of-memory, device-lost, destroyed */
   async tune({ again, ...shape }: TuneOp): Promise<TuneReport> {
     const name = shapeClass(shape);
+    this.#asked++;
+    // What the background waits with keeps no program from ending; but now somebody waits for it.
+    const hold = setInterval(() => undefined, GLANCE_MS);
     try {
       return await this.#inTurn(async () => {
         const known = this.#known.get(name);
@@ -107,6 +112,9 @@ export class Tuner {
       // What a destroyed or lost device says of its parts is not what happened.
       this.#check();
       throw error;
+    } finally {
+      clearInterval(hold);
+      this.#asked--;
     }
   }
 
@@ -216,6 +224,7 @@ export class Tuner {
     for (;;) {
       this.#check();
       const now = performance.now();
+      if (this.#asked > 0) break;
       if (!this.timing && (now - this.#lastCall > QUIET_MS || now - this.#lastBatch > PATIENCE_MS)) break;
       await pause(GLANCE_MS);
     }

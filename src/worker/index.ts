@@ -11,6 +11,7 @@ import { MlaError, type MlaErrorData } from '../errors.ts';
 import { MlaHost } from '../host.ts';
 import { createBackend, type CreateOptions } from '../index.ts';
 import type { MemoryStats, Mla, MlaInfo, TuneReport } from '../mla.ts';
+import { Owed } from '../owed.ts';
 import type { StepOp } from '../ops.ts';
 import { runnerOf } from '../run-ops.ts';
 
@@ -76,20 +77,17 @@ class RemoteBackend implements Backend {
   info: MlaInfo;
   readonly #service: Remote<Service>;
   readonly #failed: Promise<never>;
+  /** Ends when the worker does, or this side is destroyed: answers that are still owed may not come. */
+  readonly #owed = new Owed();
   /** Why a tensor's creation failed over there: told again to whoever reads it. */
   readonly #faults = new Map<number, unknown>();
-  #close: (reason: MlaError) => void = () => undefined;
-  /** Rejects when this side is destroyed: answers that are still owed may not come. */
-  readonly #closed = new Promise<never>((_, reject) => {
-    this.#close = reject;
-  });
   #gone = false;
 
   constructor(service: Remote<Service>, info: MlaInfo, failed: Promise<never>) {
     this.#service = service;
     this.info = info;
     this.#failed = failed;
-    this.#closed.catch(() => undefined);
+    failed.catch((error: unknown) => this.#owed.end(error));
   }
 
   async create(spec: TensorSpec, data?: HostData, move?: boolean): Promise<void> {
@@ -129,7 +127,7 @@ class RemoteBackend implements Backend {
   async destroy(): Promise<void> {
     const done = this.#call('destroy', []);
     this.#gone = true;
-    this.#close(destroyedError());
+    this.#owed.end(destroyedError());
     await Promise.race([done, this.#failed]).catch(() => undefined);
     this.#service[releaseProxy]();
   }
@@ -137,9 +135,9 @@ class RemoteBackend implements Backend {
   async #call(method: keyof Backend, args: unknown[], moved: Transferable[] = []): Promise<unknown> {
     if (this.#gone) throw destroyedError();
     const message = moved.length > 0 ? transfer(args, moved) : args;
-    const answer = this.#service.call(method, message);
+    const answer = this.#service.call(method, message) as Promise<Outcome<unknown>>;
     // The answer to `destroy` itself comes after this side has closed.
-    const outcome = await Promise.race(method === 'destroy' ? [answer, this.#failed] : [answer, this.#failed, this.#closed]);
+    const outcome = await (method === 'destroy' ? answer : this.#owed.wait(answer));
     if (outcome.info) this.info = outcome.info;
     return unwrap(outcome);
   }
