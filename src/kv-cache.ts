@@ -25,6 +25,8 @@ export interface CacheDevice {
 interface Sequence {
   length: number;
   blocks: number[];
+  /** How often tokens went because an append was refused later than at the call. */
+  cuts: number;
 }
 
 /** What a plan was made for: it is good while these sequences still hold its tokens. */
@@ -33,6 +35,7 @@ interface Reservation {
   readonly entry: Sequence;
   readonly from: number;
   readonly count: number;
+  readonly cuts: number;
 }
 
 export class PagedCache implements PagedKvCache {
@@ -97,14 +100,14 @@ export class PagedCache implements PagedKvCache {
 
   createSequence(): SequenceId {
     this.#checkAlive();
-    this.#sequences.set(this.#nextSequence, { length: 0, blocks: [] });
+    this.#sequences.set(this.#nextSequence, { length: 0, blocks: [], cuts: 0 });
     return this.#nextSequence++;
   }
 
   fork(sequence: SequenceId): SequenceId {
     const { length, blocks } = this.#sequence(sequence, 'sequence');
     for (const block of blocks) this.#pool.retain(block);
-    this.#sequences.set(this.#nextSequence, { length, blocks: [...blocks] });
+    this.#sequences.set(this.#nextSequence, { length, blocks: [...blocks], cuts: 0 });
     return this.#nextSequence++;
   }
 
@@ -143,6 +146,7 @@ export class PagedCache implements PagedKvCache {
       this.#takeBack(plan);
       throw error;
     }
+    this.#checkKept(plan);
     return plan;
   }
 
@@ -213,20 +217,42 @@ export class PagedCache implements PagedKvCache {
       entry.length += counts[i]!;
     });
     const plan: AppendPlan = { slots, tokens };
-    this.#reservations.set(plan, entries.map((entry, i) => ({ id: sequences[i]!, entry, from: before[i]!.length, count: counts[i]! })));
+    this.#reservations.set(plan, entries.map((entry, i) => ({ id: sequences[i]!, entry, from: before[i]!.length, count: counts[i]!, cuts: entry.cuts })));
     try {
       const blockElements = this.blockSize * this.numHeadsK * this.headDim;
       const copied = pairs.length === 0 ? [] : this.#layers.map((layer) => this.#device.copyBlocks({ kvCache: layer.id, pairs: Int32Array.from(pairs), blockElements }));
       then?.(plan);
-      return { plan, copied: Promise.all(copied) };
+      const asked = copied.some((answer) => answer !== undefined);
+      return { plan, copied: asked ? this.#copied(Promise.all(copied), sequences.filter((_, i) => copies[i]), pairs) : Promise.resolve() };
     } catch (error) {
       entries.forEach((entry, i) => this.#restore(entry, before[i]!));
       throw error;
     }
   }
 
+  /** Copies of last blocks that may be refused later than at the call: until it is known they are held, and what is refused is as before. */
+  async #copied(answer: Promise<unknown>, ids: readonly SequenceId[], pairs: readonly number[]): Promise<void> {
+    const copies = ids.map((id, i) => ({ id, from: pairs[2 * i]!, to: pairs[2 * i + 1]! }));
+    for (const { from } of copies) this.#pool.retain(from);
+    try {
+      await answer;
+    } catch (error) {
+      for (const { id, from, to } of copies) {
+        const blocks = this.#sequences.get(id)?.blocks;
+        const at = blocks?.indexOf(to) ?? -1;
+        if (at < 0) continue;
+        blocks![at] = from;
+        this.#pool.retain(from);
+        this.#pool.release(to);
+      }
+      throw error;
+    } finally {
+      for (const { from } of copies) this.#pool.release(from);
+    }
+  }
+
   /** Takes a sequence back to what it was before a reservation. */
-  #restore(entry: Sequence, before: Sequence): void {
+  #restore(entry: Sequence, before: Pick<Sequence, 'length' | 'blocks'>): void {
     for (const block of before.blocks) this.#pool.retain(block);
     for (const block of entry.blocks) this.#pool.release(block);
     entry.length = before.length;
@@ -264,12 +290,23 @@ export class PagedCache implements PagedKvCache {
       if (plan) this.#takeBack(plan);
       throw error;
     }
+    this.#checkKept(plan!);
   }
 
-  /** What was refused later than at the call: the plan's tokens go where they are still their sequence's last. */
+  /** What was refused later than at the call: the plan's tokens go, and with them those that came behind. */
   #takeBack(plan: AppendPlan): void {
     for (const { id, entry, from, count } of this.#reservations.get(plan)!) {
-      if (this.#sequences.get(id) === entry && entry.length === from + count) this.truncate(id, from);
+      if (this.#sequences.get(id) !== entry || entry.length < from + count) continue;
+      this.truncate(id, from);
+      entry.cuts++;
+    }
+  }
+
+  /** @throws MlaError unless no tokens of the plan went with others that were refused */
+  #checkKept(plan: AppendPlan): void {
+    for (const { id, entry, cuts } of this.#reservations.get(plan)!) {
+      if (entry.cuts === cuts) continue;
+      throw new MlaError('out-of-range', `an append before this one was refused, and with it went what came behind in sequence ${id}`, { argument: 'sequences', fix: 'Append again' });
     }
   }
 

@@ -48,6 +48,8 @@ const corners: CaseOptions[] = [
   ]),
   { b: 6, sQ: 1, sK: 0, hQ: 16, seqlens: [1, 63, 64, 65, 128, 129] },
   { b: 6, sQ: 2, sK: 0, hQ: 3, seqlens: [0, 1, 64, 0, 512, 0], causal: true },
+  // A last part of one key, which the first query token does not see.
+  { b: 1, sQ: 2, sK: 0, hQ: 4, seqlens: [769], causal: true },
   // Fewer keys than queries: the first rows see nothing.
   { b: 4, sQ: 4, sK: 0, hQ: 8, hKv: 2, seqlens: [1, 2, 3, 4], causal: true },
   { b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [0] },

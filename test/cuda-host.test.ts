@@ -100,6 +100,25 @@ describe('launches', () => {
     const other = await mla.tensor({ data: c.blockTable, shape: [c.b, c.maxBlocksPerSeq] });
     await mla.flashMlaWithKvCache({ ...step, blockTable: other });
     expect(driver.uploaded).toBeGreaterThan(before.uploaded);
+    expect(await mla.memory()).toEqual(before.memory);
+  });
+
+  test('a scale that f32 does not hold is no zero: 0 * -inf would be NaN', async () => {
+    const [decode] = await launched({ b: 1, sQ: 1, sK: 64, hQ: 16, softmaxScale: 1e-46 });
+    expect(view(decode!.params).getFloat32(DECODE_PARAMS.scaleLog2, true)).toBeGreaterThan(0);
+  });
+
+  test('an append to a fork that is refused leaves it on the block it had', async () => {
+    const { driver, mla } = await instance();
+    const cache = await mla.createKvCache({ numBlocks: 4 });
+    const sequence = cache.createSequence();
+    await cache.append({ sequences: [sequence], counts: [5], latent: { data: new Uint16Array(5 * 576), shape: [5, 576] } });
+    const fork = cache.fork(sequence);
+    const before = { blocks: cache.blocks(fork), length: cache.length(fork), stats: cache.stats() };
+    driver.fail.set('cuLaunchKernelEx', 2);
+    await expect(cache.append({ sequences: [fork], counts: [1], latent: { data: new Uint16Array(576), shape: [1, 576] } })).rejects.toMatchObject({ code: 'out-of-memory' });
+    driver.fail.clear();
+    expect({ blocks: cache.blocks(fork), length: cache.length(fork), stats: cache.stats() }).toEqual(before);
   });
 
   test('heads without kernels are refused, with a way out', async () => {
@@ -134,6 +153,20 @@ describe('launches', () => {
     expect(await mla.time(async () => [await mla.flashMlaWithKvCache(args), await mla.flashMlaWithKvCache(args)])).toEqual({ ms: 1, source: 'device' });
     expect(driver.launches.map(({ kernel }) => kernel)).toEqual(['delay', 'decode_bf16_few', 'delay', 'decode_bf16_few']);
     expect(await mla.time(async () => undefined)).toEqual({ ms: 0, source: 'device' });
+    // One that begins while another is waited for has events of its own.
+    const read: number[] = [];
+    const calls = driver.calls as Record<'cuEventElapsedTime', (...args: number[]) => number>;
+    const { cuEventElapsedTime } = calls;
+    calls.cuEventElapsedTime = (...args) => {
+      read.push(args[1]!, args[2]!);
+      return cuEventElapsedTime(...args);
+    };
+    driver.pending = 50;
+    const first = mla.time(() => mla.flashMlaWithKvCache(args));
+    await new Promise((resolve) => setImmediate(resolve));
+    const both = await Promise.all([first, mla.time(() => mla.flashMlaWithKvCache(args))]);
+    expect(both.map(({ source }) => source)).toEqual(['device', 'device']);
+    expect(new Set(read).size).toBe(4);
   });
 });
 

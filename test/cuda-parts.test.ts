@@ -157,6 +157,8 @@ describe('configuration', () => {
 
   test('a schedule of its own fills the machine once', () => {
     const machine = scheduleInfo(132);
+    // One long sequence too: more parts than small ones may be, each long enough.
+    expect(getMlaMetadata({ cacheSeqlens: Int32Array.of(131_072), numQTokensPerHeadK: 16, numHeadsK: 1 }, machine).parts).toBeGreaterThan(machine.mostSmallParts!);
     for (const [rows, hKv] of [[16, 1], [64, 1], [65, 1], [128, 1], [192, 1], [256, 1], [300, 2], [16, 8], [1000, 200]] as const) {
       const { parts } = getMlaMetadata({ cacheSeqlens: new Int32Array(200).fill(9000), numQTokensPerHeadK: rows, numHeadsK: hKv }, machine);
       const { grid } = chooseDecodeConfig({ ...shape, hQ: rows * hKv, hKv }, { parts, kvBlocks: 28200, mergeBlocks: 0, mostSplits: 1 }, 132);

@@ -181,6 +181,15 @@ describe('PagedKvCache', () => {
     await expect(cache.write(plan, { latent })).rejects.toMatchObject({ code: 'out-of-range' });
     const pool = await cache.tensor().readBits();
     expect(pool[cache.blocks(next)[0]! * BLOCK * 48]).toBe(0x4000);
+    // And its tokens are elsewhere now.
+    cache.free(next);
+    const [one, two] = [cache.createSequence(), cache.createSequence()];
+    const old = await cache.reserve({ sequences: [one], counts: [1] });
+    cache.truncate(one, 0);
+    await cache.append({ sequences: [two], counts: [1], latent: { data: new Uint16Array(48).fill(0x4000), shape: [1, 1, 48] } });
+    await cache.reserve({ sequences: [one], counts: [1] });
+    await expect(cache.write(old, { latent })).rejects.toMatchObject({ code: 'out-of-range' });
+    expect((await cache.tensor().readBits())[cache.blocks(two)[0]! * BLOCK * 48]).toBe(0x4000);
     cache.destroy();
   });
 

@@ -50,6 +50,22 @@ describe('webgpu with default limits', () => {
     const expected = logical.reference({ bits, sQ: 1, hQ: 16 }, ids, 0, false);
     expect(compareDecode({ b: 2, sQ: 1, hQ: 16, dV: 512 }, expected, await take(result))).toBeUndefined();
 
+    // A copy whose source is in one binding and whose place in the other.
+    const edge = await mla.createKvCache({ numBlocks: 1824 });
+    const last = edge.createSequence();
+    await edge.reserve({ sequences: [edge.createSequence()], counts: [1819 * 64] });
+    const rows = (count: number, word: number): { data: Uint16Array; shape: number[] } => ({ data: new Uint16Array(count * 576).fill(word), shape: [count, 576] });
+    await edge.append({ sequences: [last], counts: [2], latent: rows(2, 0x3f80) });
+    const forked = edge.fork(last);
+    await edge.append({ sequences: [forked], counts: [1], latent: rows(1, 0x4000) });
+    expect([edge.blocks(last)[0], edge.blocks(forked)[0]]).toEqual([1819, 1820]);
+    const both = await edge.tensor().readBits();
+    for (const [block, third] of [[1819, 0], [1820, 0x4000]] as const) {
+      const at = block * 64 * 576;
+      expect([both.slice(at, at + 2 * 576), both.slice(at + 2 * 576, at + 3 * 576)]).toEqual([new Uint16Array(2 * 576).fill(0x3f80), new Uint16Array(576).fill(third)]);
+    }
+    edge.destroy();
+
     // And back to the host, segments laid end to end.
     const pool = await cache.tensor().readBits();
     expect(pool.length).toBe(1824 * 64 * 576);

@@ -92,6 +92,61 @@ describe('worker protocol', () => {
     await mla.destroy();
   });
 
+  test('of appends that nobody waited for, one that is refused takes those behind with it', async () => {
+    const { ours, theirs } = channel();
+    const backend: Backend = await createBackend({ backend: 'cpu' });
+    const append = backend.append.bind(backend);
+    let refused = 1;
+    backend.append = async (op) => {
+      if (refused-- > 0) throw new MlaError('out-of-memory', 'no room');
+      await append(op);
+    };
+    serve(async () => backend, theirs);
+    const mla = await connect(ours);
+    const cache = await mla.createKvCache({ numBlocks: 8, blockSize: 16, headDim: 48, headDimV: 32 });
+    const sequence = cache.createSequence();
+    const three = (): Promise<void> => cache.append({ sequences: [sequence], counts: [3], latent: { data: new Uint16Array(3 * 48), shape: [3, 48] } });
+    for (const [first, second] of [['out-of-memory', 'out-of-range'], ['out-of-memory', 'out-of-memory']] as const) {
+      refused = second === 'out-of-memory' ? 2 : 1;
+      const [one, other] = await Promise.allSettled([three(), three()]);
+      expect([one, other]).toMatchObject([{ reason: { code: first } }, { reason: { code: second } }]);
+      expect([cache.length(sequence), cache.stats().freeBlocks]).toEqual([0, 8]);
+    }
+    await three();
+    expect(cache.length(sequence)).toBe(3);
+    await mla.destroy();
+  });
+
+  test('a copy on write that is refused over there leaves a fork on the block it had', async () => {
+    const { ours, theirs } = channel();
+    const backend: Backend = await createBackend({ backend: 'cpu' });
+    const copyBlocks = backend.copyBlocks.bind(backend);
+    let refusing = true;
+    backend.copyBlocks = async (op) => {
+      if (refusing) throw new MlaError('out-of-memory', 'no room');
+      await copyBlocks(op);
+    };
+    serve(async () => backend, theirs);
+    const mla = await connect(ours);
+    const cache = await mla.createKvCache({ numBlocks: 4, blockSize: 16, headDim: 48, headDimV: 32 });
+    const rows = (count: number): { data: Uint16Array; shape: number[] } => ({ data: new Uint16Array(count * 48).fill(0x3f80), shape: [count, 48] });
+    const sequence = cache.createSequence();
+    await cache.append({ sequences: [sequence], counts: [5], latent: rows(5) });
+    const fork = cache.fork(sequence);
+    const state = (): unknown => ({ blocks: cache.blocks(fork), length: cache.length(fork), stats: cache.stats() });
+    const before = state();
+    await expectRefusal(() => cache.append({ sequences: [fork], counts: [1], latent: rows(1) }), 'out-of-memory');
+    expect(state()).toEqual(before);
+    await expectRefusal(() => cache.reserve({ sequences: [fork], counts: [1] }), 'out-of-memory');
+    expect(state()).toEqual(before);
+    refusing = false;
+    await cache.append({ sequences: [fork], counts: [1], latent: rows(1) });
+    const [block] = cache.blocks(fork);
+    expect((await cache.tensor().read()).slice(block! * 16 * 48, (block! * 16 + 6) * 48).every((x) => x === 1)).toBe(true);
+    expect(cache.stats()).toMatchObject({ freeBlocks: 2, sharedBlocks: 0 });
+    await mla.destroy();
+  });
+
   test('what has been read is kept by nobody', async () => {
     const { ours, theirs } = channel();
     serve(() => createBackend({ backend: 'cpu' }), theirs);

@@ -19,7 +19,7 @@ import { Modules } from './modules.ts';
 import { COMBINE_PARAMS_AT, DECODE_PARAMS, writeDecodeParams } from './params.ts';
 import { Plans } from './plans.ts';
 import { Staging } from './staging.ts';
-import { allocate, deviceBytes, type Storage } from './storage.ts';
+import { allocate, deviceBits, type Storage } from './storage.ts';
 import { TensorMaps } from './tensor-map.ts';
 import { Timer } from './timer.ts';
 
@@ -106,7 +106,7 @@ class CudaBackend implements Backend {
     const storage = allocate(spec, this.#memory, this.#context, data);
     if (data) {
       try {
-        this.#staging.upload(storage.allocation.address, deviceBytes(spec, data));
+        this.#staging.upload(storage.allocation.address, deviceBits(spec, data));
       } catch (error) {
         this.#memory.discard(storage.allocation);
         throw error;
@@ -173,7 +173,7 @@ class CudaBackend implements Backend {
     const rope = op.rope === undefined ? 0 : this.#address(op.rope);
     const slots = this.#memory.take(op.slots.byteLength, 'slots');
     try {
-      this.#staging.upload(slots.address, new Uint8Array(op.slots.buffer, op.slots.byteOffset, op.slots.byteLength));
+      this.#staging.upload(slots.address, op.slots);
       this.#append.run(op, { cache, latent, rope, slots: slots.address });
     } finally {
       this.#memory.release(slots);

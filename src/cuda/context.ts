@@ -37,6 +37,7 @@ export class CudaContext {
       ask(calls.cuStreamCreate(this.out.address, NON_BLOCKING), 'making a stream');
       this.stream = this.out.pointer(0);
     } catch (error) {
+      calls.cuCtxSetCurrent(0);
       calls.cuDevicePrimaryCtxRelease_v2(device.handle);
       throw error;
     }

@@ -95,6 +95,9 @@ const system: DriverSource = {
 const GET_DRIVER = 'Install the NVIDIA driver (https://www.nvidia.com/drivers)';
 const UPDATE_DRIVER = 'Update the NVIDIA driver (https://www.nvidia.com/drivers)';
 
+// For good: koffi unloads a library that nothing refers to, at any garbage collection, and a driver has threads of its own.
+const loaded = new Set<unknown>();
+
 /** @throws MlaError backend-unavailable (other platform, no driver, driver too old), missing-dependency (koffi) */
 export async function loadDriver(source: DriverSource = system): Promise<DriverTable> {
   if (source.platform !== 'linux') throw unavailable('the cuda backend runs on Linux', 'linux', source.platform, 'Use backend webgpu');
@@ -118,6 +121,7 @@ export async function loadDriver(source: DriverSource = system): Promise<DriverT
   let library: ReturnType<Koffi['load']>;
   try {
     library = koffi.load('libcuda.so.1');
+    loaded.add(library);
   } catch (cause) {
     throw unavailable(`the NVIDIA driver did not load: ${(cause as Error).message}`, 'libcuda.so.1', 'a load error', GET_DRIVER, cause);
   }

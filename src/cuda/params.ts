@@ -53,7 +53,8 @@ export function writeDecodeParams(to: HostBlock, p: DecodeParams): void {
   to.i32[at.hKv / 4] = p.hKv;
   to.i32[at.sQ / 4] = p.sQ;
   to.i32[at.causal / 4] = p.causal ? 1 : 0;
-  to.f32[at.scaleLog2 / 4] = (p.softmaxScale === 0 ? SMALLEST_SCALE : p.softmaxScale) * Math.LOG2E;
+  const scaleLog2 = Math.fround(p.softmaxScale * Math.LOG2E);
+  to.f32[at.scaleLog2 / 4] = scaleLog2 === 0 ? SMALLEST_SCALE : scaleLog2;
   to.setPointer(at.out, p.out);
   to.setPointer(at.lse, p.lse);
   to.setPointer(at.partialOut, p.partialOut);

@@ -61,7 +61,7 @@ export class Plans {
     words.set(items, mergesAt);
     const allocation = this.#memory.take(words.byteLength, 'plan');
     try {
-      this.#staging.upload(allocation.address, new Uint8Array(words.buffer, words.byteOffset, words.byteLength));
+      this.#staging.upload(allocation.address, words);
     } catch (error) {
       this.#memory.release(allocation);
       throw error;

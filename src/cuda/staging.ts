@@ -15,6 +15,8 @@ interface Pinned {
 }
 
 const SEGMENT_BYTES = 4 << 20;
+/** Node 20 views no more than 4 GiB of memory at once. */
+const MOST_PINNED = 1 << 30;
 const MOST_SEGMENTS = 32;
 const POOLED_BYTES = 64 << 20;
 const PORTABLE = 1; // CU_MEMHOSTALLOC_PORTABLE
@@ -35,13 +37,13 @@ export class Staging {
   }
 
   /** Enqueues a copy; `data` may change afterwards. @throws MlaError out-of-memory, device-lost */
-  upload(to: number, data: Uint8Array): void {
+  upload(to: number, { buffer, byteOffset, byteLength }: ArrayBufferView): void {
     const { driver, stream } = this.#context;
-    for (let done = 0; done < data.length; ) {
+    for (let done = 0; done < byteLength; ) {
       if (this.#current === undefined || this.#used === SEGMENT_BYTES) this.#nextSegment();
       const segment = this.#current!;
-      const part = Math.min(data.length - done, SEGMENT_BYTES - this.#used);
-      segment.bytes.set(part === data.length ? data : data.subarray(done, done + part), this.#used);
+      const part = Math.min(byteLength - done, SEGMENT_BYTES - this.#used);
+      segment.bytes.set(new Uint8Array(buffer, byteOffset + done, part), this.#used);
       this.#context.check(driver.calls.cuMemcpyHtoDAsync_v2(to + done, segment.address + this.#used, part, stream), 'copying to the device');
       this.#used = Math.min(SEGMENT_BYTES, Math.ceil((this.#used + part) / ALIGNMENT) * ALIGNMENT);
       done += part;
@@ -51,14 +53,21 @@ export class Staging {
   /** Enqueues the copy at once: what is enqueued later does not overtake it. @throws MlaError out-of-memory, device-lost, destroyed */
   async read(from: number, length: number): Promise<ArrayBuffer> {
     const { driver, stream } = this.#context;
-    const staging = this.#pool.take(length, 'read', (size) => this.#pin(size));
+    const pieces: { readonly at: number; readonly bytes: number; readonly staging: Pinned }[] = [];
     try {
-      this.#context.check(driver.calls.cuMemcpyDtoHAsync_v2(staging.address, from, length, stream), 'copying from the device');
+      for (let at = 0; at < length; at += MOST_PINNED) {
+        const bytes = Math.min(MOST_PINNED, length - at);
+        const staging = this.#pool.take(bytes, 'read', (size) => this.#pin(size));
+        pieces.push({ at, bytes, staging });
+        this.#context.check(driver.calls.cuMemcpyDtoHAsync_v2(staging.address, from + at, bytes, stream), 'copying from the device');
+      }
       await this.#context.wait(this.#context.fence());
-      return staging.bytes.slice(0, length).buffer;
+      const result = new ArrayBuffer(length);
+      for (const { at, bytes, staging } of pieces) new Uint8Array(result, at, bytes).set(staging.bytes.subarray(0, bytes));
+      return result;
     } finally {
-      // After `destroy` this is a block that the pool no longer knows.
-      this.#pool.release(staging);
+      // After `destroy` these are blocks that the pool no longer knows.
+      for (const { staging } of pieces) this.#pool.release(staging);
     }
   }
 

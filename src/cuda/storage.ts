@@ -26,7 +26,6 @@ export function allocate(spec: TensorSpec, memory: DeviceMemory, context: CudaCo
 }
 
 /** The elements as the device stores them. */
-export function deviceBytes({ dtype }: TensorSpec, data: HostData): Uint8Array {
-  const bits = data instanceof Float32Array && (dtype === 'bf16' || dtype === 'f16') ? encode16(dtype, data) : data;
-  return new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength);
+export function deviceBits({ dtype }: TensorSpec, data: HostData): HostData {
+  return data instanceof Float32Array && (dtype === 'bf16' || dtype === 'f16') ? encode16(dtype, data) : data;
 }

@@ -49,15 +49,21 @@ export class Timer {
   async end(): Promise<{ ms: number; source: 'device' }> {
     const calls = this.#calls;
     this.#calls = -1;
-    const { driver, out } = this.#context;
-    this.#context.enter();
-    await this.#context.wait(this.#context.fence());
-    let ms = 0;
-    for (let i = 0; i < calls; i++) {
-      this.#context.check(driver.calls.cuEventElapsedTime(out.address, this.#events[2 * i]!, this.#events[2 * i + 1]!), 'reading the time');
-      ms += out.f32[0]!;
+    // A measurement that begins while this one is waited for has others.
+    const events = this.#events.splice(0, 2 * calls);
+    try {
+      const { driver, out } = this.#context;
+      this.#context.enter();
+      await this.#context.wait(this.#context.fence());
+      let ms = 0;
+      for (let i = 0; i < calls; i++) {
+        this.#context.check(driver.calls.cuEventElapsedTime(out.address, events[2 * i]!, events[2 * i + 1]!), 'reading the time');
+        ms += out.f32[0]!;
+      }
+      return { ms, source: 'device' };
+    } finally {
+      this.#events.push(...events);
     }
-    return { ms, source: 'device' };
   }
 
   #record(at: number): void {

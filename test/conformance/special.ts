@@ -32,6 +32,14 @@ export function special(mla: () => Mla): void {
       }
     }
 
+    // As the last of a block and of a step: nothing is past the end.
+    test('NaN in the last valid key of full blocks', async () => {
+      const c = makeCase({ ...base, seqlens: [140, 128, 70] });
+      c.kvCache[keyAt(c, 1, 127, 1, 500)] = NAN.bf16;
+      expect(oracle(c).lse.filter(Number.isNaN).length).toBe(3);
+      expectRight(c, await run(mla(), c));
+    });
+
     test('NaN in a query stays in its row', async () => {
       const c = makeCase(base);
       c.q[((1 * c.sQ + 2) * c.hQ + 5) * c.dQk + 575] = NAN.bf16;
