@@ -4,6 +4,8 @@
  * Rounding is to nearest, ties to even; NaN stays NaN (quieted, sign and upper payload kept); bf16 overflow
  * becomes infinity as IEEE rounding demands.
  */
+import { MlaError } from './errors.ts';
+
 const f32 = new Float32Array(1);
 const u32 = new Uint32Array(f32.buffer);
 
@@ -55,8 +57,9 @@ export function fromF16(bits: number): number {
   return sign * (1 + mantissa / 1024) * 2 ** (exponent - 15);
 }
 
-/** f32 -> 16-bit elements, rounded. `dst` may be longer than `src`. */
+/** f32 -> 16-bit elements, rounded. `dst` may be longer than `src`. @throws MlaError invalid-shape: `dst` is shorter */
 export function encode16(dtype: 'bf16' | 'f16', src: Float32Array, dst: Uint16Array = new Uint16Array(src.length)): Uint16Array {
+  checkRoom(src, dst);
   if (dtype === 'bf16') {
     const bits = new Uint32Array(src.buffer, src.byteOffset, src.length);
     for (let i = 0; i < bits.length; i++) dst[i] = bf16FromBits(bits[i]!);
@@ -66,8 +69,9 @@ export function encode16(dtype: 'bf16' | 'f16', src: Float32Array, dst: Uint16Ar
   return dst;
 }
 
-/** 16-bit elements -> f32, exact. */
+/** 16-bit elements -> f32, exact. `dst` may be longer than `src`. @throws MlaError invalid-shape: `dst` is shorter */
 export function decode16(dtype: 'bf16' | 'f16', src: Uint16Array, dst: Float32Array = new Float32Array(src.length)): Float32Array {
+  checkRoom(src, dst);
   if (dtype === 'bf16') {
     const bits = new Uint32Array(dst.buffer, dst.byteOffset, dst.length);
     for (let i = 0; i < src.length; i++) bits[i] = src[i]! << 16;
@@ -75,4 +79,10 @@ export function decode16(dtype: 'bf16' | 'f16', src: Uint16Array, dst: Float32Ar
     for (let i = 0; i < src.length; i++) dst[i] = fromF16(src[i]!);
   }
   return dst;
+}
+
+function checkRoom(src: ArrayLike<number>, dst: ArrayLike<number>): void {
+  if (dst.length < src.length) {
+    throw new MlaError('invalid-shape', 'too short', { argument: 'dst', expected: `at least ${src.length} elements`, got: `${dst.length}` });
+  }
 }

@@ -50,6 +50,7 @@ export interface HostTensor {
  * or written by this package unless it is passed as `out` or `lse`. 16-bit elements are packed two to a u32.
  */
 export interface GpuBufferTensor {
+  /** With usage STORAGE | COPY_SRC, COPY_DST too where a cache is copied into; at most as large as a binding of the device. */
   readonly gpuBuffer: GPUBuffer;
   readonly shape: readonly number[];
   readonly dtype: DType;

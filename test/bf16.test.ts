@@ -130,6 +130,11 @@ for (const format of formats) {
       );
     });
 
+    test('destinations that are too short are refused', () => {
+      expect(() => encode16(name, new Float32Array(4), new Uint16Array(2))).toThrow(expect.objectContaining({ code: 'invalid-shape', argument: 'dst' }));
+      expect(() => decode16(name, new Uint16Array(4), new Float32Array(3))).toThrow(expect.objectContaining({ code: 'invalid-shape', argument: 'dst' }));
+    });
+
     test('destinations may be longer than sources, and parts of larger arrays', () => {
       const from32 = Float32Array.of(9, 1, 2, 9).subarray(1, 3);
       const to16 = new Uint16Array(5).subarray(1);

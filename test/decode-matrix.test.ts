@@ -174,7 +174,7 @@ describe.each([
   ['matrix 32x32 8/2x2 scored fixed', 128],
   ['matrix 32x32 8/2x2 scores split fixed', 128],
   ['matrix 32x16 8/4 2 tiles scored', 128],
-])('the kernel, with emulated matrices: %s', (key, dV) => {
+])('the kernel, with emulated matrices: %s', { timeout: 600_000 }, (key, dV) => {
   const dQk = dV + 64;
   let mla: Mla;
   let device: GPUDevice;

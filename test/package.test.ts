@@ -59,9 +59,13 @@ afterAll(async () => {
 describe('the tarball', () => {
   test('holds what it should and nothing else', async () => {
     const files = packed.files.map((file) => file.path);
-    const allowed = /^(LICENSE|README\.md|package\.json|dist\/(index|node|worker|cli)\.js(\.map)?|dist\/chunks\/[^/]+\.js(\.map)?|dist\/cuda\/([a-z_]+\.cubin|manifest\.json)|dist\/types\/.+\.d\.ts)$/;
+    const allowed = /^(LICENSE|README\.md|package\.json|dist\/(index|node|worker|cli)\.js(\.map)?|dist\/chunks\/[^/]+\.js(\.map)?|dist\/cuda\/([a-z_]+\.cubin|manifest\.json)|dist\/types\/.+\.d\.ts|demo\/docs\/\w+\.(md|svg)|(shaders|native-cuda)\/README\.md)$/;
     expect(files.filter((file) => !allowed.test(file))).toEqual([]);
     expect(files).toEqual(expect.arrayContaining(['LICENSE', 'README.md', 'package.json']));
+    // What the README points to comes with it.
+    const links = [...(await readFile(join(root, 'README.md'), 'utf8')).matchAll(/\]\(([\w./-]+)(?:#[\w-]*)?\)/g)].map(([, path]) => path!);
+    expect(links.length).toBeGreaterThan(5);
+    expect(files).toEqual(expect.arrayContaining(links));
 
     const { exports, bin } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8')) as { exports: Record<string, string | Record<string, string>>; bin: Record<string, string> };
     const named = [...Object.values(exports), bin].flatMap((value) => (typeof value === 'string' ? value : Object.values(value)));

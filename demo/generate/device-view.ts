@@ -19,6 +19,11 @@ export class DeviceView {
     this.#notice.replaceChildren();
   }
 
+  /** There is no device any more that could be lost. */
+  lost(): void {
+    this.#facts.querySelector('#lose')?.closest('p')?.remove();
+  }
+
   show(info: MlaInfo, diagnosis: Diagnosis | undefined): void {
     this.#facts.replaceChildren(factList([deviceName(info), ['Backend', backendPill(info)], ['Why this one', info.reason]]));
     if (info.backend === 'webgpu') this.#facts.append(loseDeviceLine(this.#loseDevice));

@@ -155,6 +155,7 @@ function deviceLost(from: Session, message: string): void {
   texts.allGone();
   form.setWriting(false);
   cache.clear();
+  device.lost();
   modelView.idle('The device was lost.');
   const again = button('Start again', 'start-again', () => void start(), { class: 'primary' });
   banner.replaceChildren(el('div', { class: 'notice lost' },

@@ -25,8 +25,11 @@ export async function mountBf16Figure(): Promise<void> {
       return problem;
     });
     byId('bf16-problem').textContent = problems.find((problem) => problem !== '') ?? '';
-    if (problems.some((problem) => problem !== '')) return;
-    numbers = [rounded(parseNumber(low.value)), rounded(parseNumber(high.value))];
+    // A half that is no number stays what it was.
+    const half = (i: 0 | 1, input: HTMLInputElement): RoundedNumber | undefined => (problems[i] === '' ? rounded(parseNumber(input.value)) : numbers?.[i]);
+    const [one, other] = [half(0, low), half(1, high)];
+    if (!one || !other) return;
+    numbers = [one, other];
     byId('bf16-numbers').replaceChildren(describe('Low half', numbers[0], 'low'), describe('High half', numbers[1], 'high'));
     byId('bf16-word').textContent = hex(wordOf(numbers));
     ask(numbers);

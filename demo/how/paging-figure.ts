@@ -108,7 +108,7 @@ class PagingFigure {
     const used = Math.max(...held.map((holder) => this.#used(holder)));
     const full = `--full: ${(100 * used) / this.#cache.blockSize}%`;
     const style = `${colorStyle(owner)}; ${full}${other === undefined ? '' : `; --hue2: ${hueOf(other)}`}`;
-    return el('div', { class: `cell held${other === undefined ? '' : ' shared'}`, style },
+    return el('div', { class: `cell held${other === undefined ? '' : ' shared'}${used === this.#cache.blockSize ? ' full' : ''}`, style },
       el('b', {}, String(block)), el('span', {}, `${used}`), other !== undefined && el('span', { class: 'holders' }, `×${held.length}`));
   }
 

@@ -66,6 +66,8 @@ function parts(metadata: MlaMetadata, stretches: readonly Stretch[]): HTMLElemen
   const columns = Array.from({ length: metadata.parts }, (_, p) => stretches.filter(({ part }) => part === p));
   const loads = columns.map((column) => column.reduce((sum, one) => sum + blocksIn(one), 0));
   const most = Math.max(...loads);
+  // Where there are many, a number has no room beside the next.
+  const every = metadata.parts > 10 ? 5 : 1;
   return el('ol', { class: 'parts' }, ...columns.map((column, p) =>
     el('li', {},
       el('div', {
@@ -73,7 +75,7 @@ function parts(metadata: MlaMetadata, stretches: readonly Stretch[]): HTMLElemen
         'aria-label': `Part ${p}: ${column.map((one) => `${plural(blocksIn(one), 'block')} of sequence ${one.sequence}`).join(', ')}`,
       },
         ...column.map((one) => el('span', { class: p % 2 === 1 ? 'odd' : '', style: `${colorStyle(one.sequence)}; flex-grow: ${blocksIn(one)}` }))),
-      el('span', { class: 'small quiet' }, String(p)))));
+      el('span', { class: 'small quiet' }, p % every === 0 ? String(p) : '\u00a0'))));
 }
 
 function table({ tileSchedulerMetadata, parts: count }: MlaMetadata): HTMLTableElement {

@@ -1,4 +1,5 @@
 /** The card about tiers: runs the batch of the form on each, or a sweep over lengths, and can be stopped. */
+import type { BackendName } from '../../src/mla.ts';
 import type { Tier } from '../../src/webgpu/tier.ts';
 import { byId } from '../site/dom.ts';
 import type { Batch, Power } from './batch.ts';
@@ -47,10 +48,11 @@ export class Comparison {
     this.#stop.addEventListener('click', () => this.stop());
   }
 
-  /** @param possible the page runs on WebGPU, which has tiers */
-  setBusy(busy: boolean, possible: boolean): void {
+  /** @param backend what the page runs on, if anything yet: WebGPU has tiers */
+  setBusy(busy: boolean, backend: BackendName | undefined): void {
+    const possible = backend === 'webgpu';
     for (const made of [this.#compareButton, this.#sweepButton]) made.setAttribute('aria-disabled', String(busy || !possible));
-    byId('tiers-none').hidden = possible;
+    byId('tiers-none').hidden = backend === undefined || possible;
   }
 
   stop(): void {

@@ -235,7 +235,7 @@ function setBusy(value: boolean): void {
   busy = value;
   form.setBusy(value);
   cache.setBusy(value);
-  comparison.setBusy(value, session?.info.backend === 'webgpu');
+  comparison.setBusy(value, session?.info.backend);
 }
 
 /** Takes the batch, the choice and the figures that the address carries. @returns whether there were any */

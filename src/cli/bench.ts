@@ -16,7 +16,9 @@ import { table } from './table.ts';
 
 export const BENCH_USAGE = `Usage: flashmla-web bench [options]
 
-      --shapes FILE       shapes to run, as in bench/shapes.json; a short list when absent
+      --shapes FILE       shapes to run, as JSON: [{"name":"a","b":1,"h_q":16,"seqlens":[1024]}], one
+                          length a sequence; s_q, h_kv, d_qk, d_v, block_size, causal and dtype as in DeepSeek-V3
+                          when absent; a short list without the option
       --only REGEX        only shapes whose name matches
       --runs N            runs a shape, of which the median counts; 15 when absent
       --check             compare sampled rows with attention in double precision

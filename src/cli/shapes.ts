@@ -1,4 +1,4 @@
-/** Benchmark shapes: bench/shapes.json's format, checked, and what a shape costs. */
+/** Benchmark shapes as files hold them (test/bench/shapes.json is one), checked, and what a shape costs. */
 import { describe, MlaError } from '../errors.ts';
 import type { KvDType, TuneArgs } from '../mla.ts';
 

@@ -14,7 +14,7 @@ import { table } from './table.ts';
 
 export const TUNE_USAGE = `Usage: flashmla-web tune [options]
 
-      --shapes FILE       shapes whose classes to tune, as in bench/shapes.json; a short list when absent
+      --shapes FILE       shapes whose classes to tune, as for bench; a short list when absent
       --only REGEX        only shapes whose name matches
       --json FILE         write what was found as JSON
       --backend NAME      auto (default), cuda, webgpu or cpu
