@@ -189,7 +189,7 @@ static bool run_case(const Shape& c, const Launch& l, uint64_t seed, bool defer)
         }
         const double want_lse = limit > 0 ? most + log(sum) : INFINITY, got_lse = lse[(size_t(s) * c.h_q + h) * c.s_q + t];
         const double dl = std::isinf(want_lse) && want_lse == got_lse ? 0 : fabs(got_lse - want_lse);
-        if (!(dl <= 1e-3)) {
+        if (!(dl <= 1e-4)) {
           bad_lse++;
           if (l.verbose && said++ < l.verbose) printf("    lse seq %d token %d head %d: %g, want %g\n", s, t, h, got_lse, want_lse);
         }
@@ -277,6 +277,8 @@ int main(int argc, char** argv) {
       {"split-18", {1150}, 18, 16},                     // warps that share half a row
       {"split-35", {2240, 50}, 36, 16, 2, 2, true},
   };
+  // Rows that see nothing of the last part, of two, of any: more than the kernel of few rows has.
+  if (n > 16) cases.push_back({"unseen-parts", {130}, 3, 1, 1, 140, true});
   if (!custom.lens.empty()) {
     custom.name = "custom";
     cases = {custom};
