@@ -3,7 +3,10 @@ import { afterEach, describe, expect, test } from 'vitest';
 import type { DecodeArgs, Mla } from '../src/mla.ts';
 import { createMla } from '../src/node.ts';
 import { partialBytes } from '../src/plan.ts';
+import { MlaHost } from '../src/host.ts';
 import type { ShapeClass } from '../src/shape-class.ts';
+import { noStore } from '../src/tune-store.ts';
+import { createWebGpuBackend } from '../src/webgpu/backend.ts';
 import { BindGroups } from '../src/webgpu/bind-groups.ts';
 import { decodeCandidates, scheduleInfo } from '../src/webgpu/config.ts';
 import { GpuContext } from '../src/webgpu/device.ts';
@@ -125,6 +128,23 @@ describe('more than a binding', () => {
     await expectRefusal(() => mla.flashMlaWithKvCache({ ...decodeArgs(c), kvCache: { gpuBuffer, shape: [numBlocks, 64, 1, 48], dtype: 'bf16' } }), 'limit-exceeded', 'gpuBuffer');
     await mla.finished();
     expect(uncaught).toEqual([]);
+  });
+
+  test('partial results of the most parts there may be: a call takes what its own need', async () => {
+    const { device: real } = await callersDevice();
+    const most = 1 << 20;
+    const limits = new Proxy(real.limits, { get: (target, name): unknown => (name === 'maxStorageBufferBindingSize' ? most : Reflect.get(target, name)) });
+    const device = new Proxy(real, {
+      get: (target, name) => {
+        if (name === 'limits') return limits;
+        const value: unknown = Reflect.get(target, name);
+        return typeof value === 'function' ? (value as (...args: unknown[]) => unknown).bind(target) : value;
+      },
+    });
+    const mla = new MlaHost(await createWebGpuBackend({ device, tune: 'off', tier: 'base' }, '', { store: noStore('a test'), processors: 512 }));
+    ends.push(() => mla.destroy());
+    expect(partialBytes(mla.info.schedule.slots, c)).toBeGreaterThan(most);
+    expectRight(c, await run(mla, c));
   });
 
   test('partial results of the most parts there may be: a trial of the tuner is refused', async () => {
