@@ -5,6 +5,7 @@
  * the caller's thread keeps the rest. Tensors are named by ids that the host side chooses. Calls take effect in
  * call order; arguments have been validated. A call that returns a promise rejects with an MlaError.
  */
+import { encode16 } from './bf16.ts';
 import type { DType, KvDType, LoadClass, MemoryStats, MlaInfo, MlaMetadata, TuneReport } from './mla.ts';
 import type { StepOp } from './ops.ts';
 
@@ -126,4 +127,9 @@ export function elementCount(shape: readonly number[]): number {
 /** Block tables and lengths, whose contents the host keeps. Weights of packed integers have three dimensions. */
 export function isIndex({ dtype, shape }: Pick<TensorSpec, 'dtype' | 'shape'>): boolean {
   return dtype === 'i32' && shape.length <= 2;
+}
+
+/** Elements as a device stores them: f32 for a 16-bit tensor is rounded. */
+export function storedBits({ dtype }: Pick<TensorSpec, 'dtype'>, data: HostData): HostData {
+  return data instanceof Float32Array && (dtype === 'bf16' || dtype === 'f16') ? encode16(dtype, data) : data;
 }

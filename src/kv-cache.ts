@@ -140,13 +140,7 @@ export class PagedCache implements PagedKvCache {
 
   async reserve(args: AppendArgs): Promise<AppendPlan> {
     const { plan, copied } = this.#reserve(args);
-    try {
-      await copied;
-    } catch (error) {
-      this.#takeBack(plan);
-      throw error;
-    }
-    this.#checkKept(plan);
+    await this.#settled(plan, copied);
     return plan;
   }
 
@@ -263,7 +257,7 @@ export class PagedCache implements PagedKvCache {
     const pool = this.#layer(layer);
     this.#checkPlan(plan);
     if (plan.tokens === 0) return;
-    await this.#borrowed(latent, rope, plan.tokens, (rows, rotary) => this.#write(plan, pool, rows, rotary));
+    await this.#borrowed(latent, rope, plan.tokens, (rows, rotary, granted) => Promise.all([granted, this.#write(plan, pool, rows, rotary)]));
   }
 
   async append({ sequences, counts, latent, rope }: AppendArgs & { latent: TensorInput; rope?: TensorInput }): Promise<void> {
@@ -276,21 +270,24 @@ export class PagedCache implements PagedKvCache {
     const tokens = counts.reduce((n, c) => n + c, 0);
     if (tokens === 0) return;
     // Everything that can be refused comes before blocks are taken, or takes them back.
-    let plan = undefined as AppendPlan | undefined;
-    try {
-      await this.#borrowed(latent, rope, tokens, (rows, rotary) => {
-        let written: void | Promise<void> = undefined;
-        const reserved = this.#reserve({ sequences, counts }, (made) => {
-          written = this.#write(made, this.#layers[0]!, rows, rotary);
-        });
-        ({ plan } = reserved);
-        return Promise.all([reserved.copied, written]);
+    await this.#borrowed(latent, rope, tokens, (rows, rotary, granted) => {
+      let written: void | Promise<void> = undefined;
+      const { plan, copied } = this.#reserve({ sequences, counts }, (made) => {
+        written = this.#write(made, this.#layers[0]!, rows, rotary);
       });
+      return this.#settled(plan, Promise.all([granted, copied, written]));
+    });
+  }
+
+  /** Once all of a reservation is done, or refused: then it goes. @throws MlaError as `done` rejects, or when its tokens went with those of another */
+  async #settled(plan: AppendPlan, done: Promise<unknown>): Promise<void> {
+    try {
+      await done;
     } catch (error) {
-      if (plan) this.#takeBack(plan);
+      this.#takeBack(plan);
       throw error;
     }
-    this.#checkKept(plan!);
+    this.#checkKept(plan);
   }
 
   /** What was refused later than at the call: the plan's tokens go, and with them those that came behind. */
@@ -317,8 +314,8 @@ export class PagedCache implements PagedKvCache {
     });
   }
 
-  /** Runs `use` on the rows as device tensors, and gives back those that were made for it. */
-  async #borrowed(latent: TensorInput, rope: TensorInput | undefined, tokens: number, use: (rows: DeviceTensor, rotary: DeviceTensor | undefined) => unknown): Promise<void> {
+  /** Runs `use` on the rows as device tensors, and gives back those that were made for it. A device may refuse them later than at the call: `granted` tells. */
+  async #borrowed(latent: TensorInput, rope: TensorInput | undefined, tokens: number, use: (rows: DeviceTensor, rotary: DeviceTensor | undefined, granted: Promise<unknown>) => Promise<unknown>): Promise<void> {
     const [latentRows, ropeRows] = this.#checkedRows(latent, rope, tokens);
     const held: { tensor: DeviceTensor; temporary: boolean }[] = [];
     const borrow = (input: TensorInput, name: string): DeviceTensor => {
@@ -327,9 +324,11 @@ export class PagedCache implements PagedKvCache {
       return one.tensor;
     };
     try {
-      const used = use(borrow(latentRows, 'latent'), ropeRows === undefined ? undefined : borrow(ropeRows, 'rope'));
-      // A device may refuse them later than at the call.
-      await Promise.all([...held.map(({ tensor, temporary }) => (temporary ? tensor.ready : undefined)), used]);
+      const rows = borrow(latentRows, 'latent');
+      const rotary = ropeRows === undefined ? undefined : borrow(ropeRows, 'rope');
+      const granted = Promise.all(held.map(({ tensor, temporary }) => (temporary ? tensor.ready : undefined)));
+      granted.catch(() => undefined); // `use` may throw before it waits
+      await use(rows, rotary, granted);
     } finally {
       for (const { tensor, temporary } of held) if (temporary) tensor.destroy();
     }

@@ -20,7 +20,8 @@ import { MlaError } from '../src/errors.ts';
 import { createMla } from '../src/index.ts';
 import { noStore } from '../src/tune-store.ts';
 import { expectRefusal } from './check.ts';
-import { altered, fakeContext } from './fake-context.ts';
+import { altered } from './altered.ts';
+import { fakeContext } from './fake-context.ts';
 
 const shape: BenchShape = {
   name: 'small', b: 3, s_q: 2, h_q: 4, h_kv: 2, d_qk: 80, d_v: 64, block_size: 16, causal: true, dtype: 'bf16', seqlens: [50, 0, 17],

@@ -7,7 +7,8 @@ import { run } from '../src/cli/run.ts';
 import { MlaError } from '../src/errors.ts';
 import type { TuneArgs, TuneReport } from '../src/mla.ts';
 import { noStore } from '../src/tune-store.ts';
-import { altered, fakeContext } from './fake-context.ts';
+import { altered } from './altered.ts';
+import { fakeContext } from './fake-context.ts';
 
 let directory: string;
 beforeEach(async () => {

@@ -26,14 +26,3 @@ export function fakeContext({ isTTY = false, wrap = (mla: Mla): Mla => mla } = {
   };
   return context;
 }
-
-/** `mla` with some of its methods replaced. */
-export function altered(mla: Mla, methods: Partial<Mla>): Mla {
-  return new Proxy(mla, {
-    get: (target, name) => {
-      const own = (methods as Record<string | symbol, unknown>)[name];
-      const value = own ?? Reflect.get(target, name, target);
-      return typeof value === 'function' ? value.bind(target) : value;
-    },
-  });
-}

@@ -1,4 +1,5 @@
 /** A device on which some buffers fail for want of memory, as real ones do: an invalid buffer, and GPUOutOfMemoryError in the error scope around its making. */
+import { altered } from './altered.ts';
 
 export interface Scarcity {
   /** Which are refused, by their labels. */
@@ -13,7 +14,7 @@ class GPUOutOfMemoryError {
 }
 
 export function scarce(real: GPUDevice, scarcity: Scarcity): GPUDevice {
-  const instead: Partial<Record<string | symbol, unknown>> = {
+  return altered(real, {
     createBuffer: (descriptor: GPUBufferDescriptor) => {
       if (descriptor.label !== scarcity.label) return real.createBuffer(descriptor);
       scarcity.refused++;
@@ -24,22 +25,9 @@ export function scarce(real: GPUDevice, scarcity: Scarcity): GPUDevice {
       const error = await real.popErrorScope();
       return error && /MapRead/.test(error.message) && !/Invalid Buffer/.test(error.message) ? new GPUOutOfMemoryError() : error;
     },
-  };
-  return new Proxy(real, {
-    get(device, name) {
-      if (name in instead) return instead[name];
-      const value: unknown = Reflect.get(device, name);
-      return typeof value === 'function' ? (value as (...args: unknown[]) => unknown).bind(device) : value;
-    },
   });
 }
 
 export function scarceAdapter(adapter: GPUAdapter, scarcity: Scarcity): GPUAdapter {
-  return new Proxy(adapter, {
-    get(target, name) {
-      if (name === 'requestDevice') return async (descriptor: GPUDeviceDescriptor) => scarce(await target.requestDevice(descriptor), scarcity);
-      const value: unknown = Reflect.get(target, name);
-      return typeof value === 'function' ? (value as (...args: unknown[]) => unknown).bind(target) : value;
-    },
-  });
+  return altered(adapter, { requestDevice: async (descriptor?: GPUDeviceDescriptor) => scarce(await adapter.requestDevice(descriptor), scarcity) });
 }

@@ -14,6 +14,7 @@ import { KernelCache } from '../src/webgpu/kernel.ts';
 import { DeviceMemory } from '../src/webgpu/memory.ts';
 import { TuneBench } from '../src/webgpu/tune-bench.ts';
 import { tuneLoad } from '../src/webgpu/tune-load.ts';
+import { altered } from './altered.ts';
 import { decodeArgs, makeCase } from './cases.ts';
 import { expectRefusal, expectRight, run, take } from './check.ts';
 import { scarce, scarceAdapter, type Scarcity } from './scarce-gpu.ts';
@@ -133,14 +134,7 @@ describe('more than a binding', () => {
   test('partial results of the most parts there may be: a call takes what its own need', async () => {
     const { device: real } = await callersDevice();
     const most = 1 << 20;
-    const limits = new Proxy(real.limits, { get: (target, name): unknown => (name === 'maxStorageBufferBindingSize' ? most : Reflect.get(target, name)) });
-    const device = new Proxy(real, {
-      get: (target, name) => {
-        if (name === 'limits') return limits;
-        const value: unknown = Reflect.get(target, name);
-        return typeof value === 'function' ? (value as (...args: unknown[]) => unknown).bind(target) : value;
-      },
-    });
+    const device = altered(real, { limits: altered(real.limits, { maxStorageBufferBindingSize: most }) });
     const mla = new MlaHost(await createWebGpuBackend({ device, tune: 'off', tier: 'base' }, '', { store: noStore('a test'), processors: 512 }));
     ends.push(() => mla.destroy());
     expect(partialBytes(mla.info.schedule.slots, c)).toBeGreaterThan(most);

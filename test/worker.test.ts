@@ -1,14 +1,14 @@
 /** The worker's protocol, with everything a backend must do on the other side of a message channel: cpu, in this process. */
-import { setTimeout } from 'node:timers/promises';
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 import { afterAll, describe, expect, test } from 'vitest';
 import type { Backend } from '../src/backend.ts';
 import { MlaError } from '../src/errors.ts';
 import { createBackend } from '../src/index.ts';
+import type { Mla } from '../src/mla.ts';
 import { connect, serve } from '../src/worker/index.ts';
 import { few } from './case-lists.ts';
+import { altered } from './altered.ts';
+import { collectGarbage } from './garbage.ts';
 import { conformance } from './conformance.ts';
 import { expectRefusal } from './check.ts';
 
@@ -24,17 +24,21 @@ afterAll(() => {
   for (const port of open) port.close();
 });
 
-conformance('worker', () => {
+/** The cpu backend behind a channel, with some of its methods replaced. */
+async function connected(methods: (backend: Backend) => Partial<Backend> = () => ({})): Promise<{ mla: Mla; theirs: MessagePort }> {
   const { ours, theirs } = channel();
-  serve(() => createBackend({ backend: 'cpu' }), theirs);
-  return connect(ours);
-}, few);
+  serve(async () => {
+    const backend = await createBackend({ backend: 'cpu' });
+    return altered(backend, methods(backend));
+  }, theirs);
+  return { mla: await connect(ours), theirs };
+}
+
+conformance('worker', async () => (await connected()).mla, few);
 
 describe('worker protocol', () => {
   test('moves what is to be transferred and copies the rest', async () => {
-    const { ours, theirs } = channel();
-    serve(() => createBackend({ backend: 'cpu' }), theirs);
-    const mla = await connect(ours);
+    const { mla } = await connected();
     const [moved, copied, part] = [Uint16Array.of(1, 2, 3), Uint16Array.of(4, 5, 6), new Uint16Array(8).fill(7).subarray(2, 5)];
     const tensors = [
       await mla.tensor({ data: moved, shape: [3], transfer: true }),
@@ -60,9 +64,7 @@ describe('worker protocol', () => {
   });
 
   test('a worker that ends: what waits rejects, as does what comes after, and destroy resolves', async () => {
-    const { ours, theirs } = channel();
-    serve(async () => Object.assign(await createBackend({ backend: 'cpu' }), { flushCache: () => new Promise<void>(() => undefined) }), theirs);
-    const mla = await connect(ours);
+    const { mla, theirs } = await connected(() => ({ flushCache: () => new Promise<void>(() => undefined) }));
     const waiting = mla.flushCache();
     theirs.close();
     await expectRefusal(() => waiting, 'backend-unavailable', 'worker');
@@ -71,15 +73,12 @@ describe('worker protocol', () => {
   });
 
   test('an append that the device over there has no room for changes nothing', async () => {
-    const { ours, theirs } = channel();
-    const backend: Backend = await createBackend({ backend: 'cpu' });
-    const create = backend.create.bind(backend);
-    backend.create = async (spec, ...rest) => {
-      if (spec.shape[0] === 33) throw new MlaError('limit-exceeded', 'too many rows');
-      await create(spec, ...rest);
-    };
-    serve(async () => backend, theirs);
-    const mla = await connect(ours);
+    const { mla } = await connected((backend) => ({
+      create: async (spec, ...rest) => {
+        if (spec.shape[0] === 33) throw new MlaError('limit-exceeded', 'too many rows');
+        await backend.create(spec, ...rest);
+      },
+    }));
     const cache = await mla.createKvCache({ numBlocks: 8, blockSize: 16, headDim: 48, headDimV: 32 });
     const rows = (count: number): { data: Uint16Array; shape: [number, number] } => ({ data: new Uint16Array(count * 48), shape: [count, 48] });
     const sequence = cache.createSequence();
@@ -93,16 +92,13 @@ describe('worker protocol', () => {
   });
 
   test('of appends that nobody waited for, one that is refused takes those behind with it', async () => {
-    const { ours, theirs } = channel();
-    const backend: Backend = await createBackend({ backend: 'cpu' });
-    const append = backend.append.bind(backend);
     let refused = 1;
-    backend.append = async (op) => {
-      if (refused-- > 0) throw new MlaError('out-of-memory', 'no room');
-      await append(op);
-    };
-    serve(async () => backend, theirs);
-    const mla = await connect(ours);
+    const { mla } = await connected((backend) => ({
+      append: async (op) => {
+        if (refused-- > 0) throw new MlaError('out-of-memory', 'no room');
+        await backend.append(op);
+      },
+    }));
     const cache = await mla.createKvCache({ numBlocks: 8, blockSize: 16, headDim: 48, headDimV: 32 });
     const sequence = cache.createSequence();
     const three = (): Promise<void> => cache.append({ sequences: [sequence], counts: [3], latent: { data: new Uint16Array(3 * 48), shape: [3, 48] } });
@@ -118,16 +114,13 @@ describe('worker protocol', () => {
   });
 
   test('a copy on write that is refused over there leaves a fork on the block it had', async () => {
-    const { ours, theirs } = channel();
-    const backend: Backend = await createBackend({ backend: 'cpu' });
-    const copyBlocks = backend.copyBlocks.bind(backend);
     let refusing = true;
-    backend.copyBlocks = async (op) => {
-      if (refusing) throw new MlaError('out-of-memory', 'no room');
-      await copyBlocks(op);
-    };
-    serve(async () => backend, theirs);
-    const mla = await connect(ours);
+    const { mla } = await connected((backend) => ({
+      copyBlocks: async (op) => {
+        if (refusing) throw new MlaError('out-of-memory', 'no room');
+        await backend.copyBlocks(op);
+      },
+    }));
     const cache = await mla.createKvCache({ numBlocks: 4, blockSize: 16, headDim: 48, headDimV: 32 });
     const rows = (count: number): { data: Uint16Array; shape: number[] } => ({ data: new Uint16Array(count * 48).fill(0x3f80), shape: [count, 48] });
     const sequence = cache.createSequence();
@@ -148,17 +141,10 @@ describe('worker protocol', () => {
   });
 
   test('what has been read is kept by nobody', async () => {
-    const { ours, theirs } = channel();
-    serve(() => createBackend({ backend: 'cpu' }), theirs);
-    const mla = await connect(ours);
+    const { mla } = await connected();
     const tensor = await mla.tensor({ data: new Float32Array(1 << 18), shape: [1 << 18] });
-    setFlagsFromString('--expose-gc');
-    const collect = runInNewContext('gc') as () => void;
     const held = async (): Promise<number> => {
-      for (let i = 0; i < 3; i++) {
-        await setTimeout(5);
-        collect();
-      }
+      await collectGarbage();
       return process.memoryUsage().arrayBuffers;
     };
     await tensor.read();
@@ -171,9 +157,7 @@ describe('worker protocol', () => {
   test('something that is no worker', () => expectRefusal(() => connect({} as MessagePort), 'invalid-argument', 'worker').then(() => undefined));
 
   test('a GPUBuffer cannot cross', async () => {
-    const { ours, theirs } = channel();
-    serve(() => createBackend({ backend: 'cpu' }), theirs);
-    const mla = await connect(ours);
+    const { mla } = await connected();
     await expectRefusal(() => mla.tensor({ gpuBuffer: {} as GPUBuffer, shape: [1], dtype: 'bf16' }), 'invalid-argument');
     await mla.destroy();
   });

@@ -57,7 +57,7 @@ function describe({ parts, cacheSeqlens }: MlaMetadata, bars: readonly Stretch[]
   for (const { part, first, end } of bars.flat()) loads[part]! += end - first;
   const [least, most] = [Math.min(...loads), Math.max(...loads)];
   const split = bars.filter((bar) => bar.length > 1).length;
-  const share = least === most ? plural(most, 'block') : most === least + 1 ? `${count(least)} or ${plural(most, 'block')}` : `${count(least)} to ${plural(most, 'block')}`;
+  const share = least === most ? plural(most, 'block') : `${count(least)} ${most === least + 1 ? 'or' : 'to'} ${plural(most, 'block')}`;
   const merged = split === 0 ? 'No sequence is split, so there is nothing to merge.' : `${count(split)} of ${plural(cacheSeqlens.length, 'sequence')} ${split === 1 ? 'is' : 'are'} split; the combine step merges the splits by their lse.`;
   return `${plural(parts, 'part')} of ${share}${parts === 1 ? '' : ' each'}. ${merged}`;
 }

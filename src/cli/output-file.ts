@@ -19,11 +19,12 @@ const CHUNK = 64 << 20;
  */
 export async function checkOutputs(outputs: Readonly<Record<string, string | undefined>>, inputs: Readonly<Record<string, string | undefined>> = {}): Promise<void> {
   const taken = new Map<string, string>();
-  for (const [argument, path] of Object.entries(inputs)) if (path !== undefined) taken.set(await identity(path), argument);
+  for (const [argument, path] of Object.entries(inputs)) if (path !== undefined) taken.set(await identity(await destination(path)), argument);
   for (const [argument, path] of Object.entries(outputs)) {
     if (path === undefined) continue;
-    await checkOutput(path, argument);
-    const same = await identity(path);
+    const to = await destination(path);
+    await checkOutput(to, path, argument);
+    const same = await identity(to);
     const other = taken.get(same);
     if (other !== undefined) throw usageError(`is the same file as ${other}`, argument, 'another file', path);
     // What goes to a device or pipe does not replace what went there before.
@@ -33,15 +34,20 @@ export async function checkOutputs(outputs: Readonly<Record<string, string | und
 
 const DEVICE = 'device';
 
+/** A path behind all links, and what is there. */
+interface Destination {
+  readonly file: string;
+  readonly existing: Stats | undefined;
+}
+
 /** What two names of one file have in common. */
-async function identity(path: string): Promise<string> {
-  const { file, existing } = await destination(path);
+async function identity({ file, existing }: Destination): Promise<string> {
   if (existing === undefined) return join(await realpath(dirname(file)).catch(() => dirname(file)), basename(file));
   return existing.isFile() ? `${existing.dev}:${existing.ino}` : DEVICE;
 }
 
 /** Where links lead, whether or not there is a file yet. */
-async function destination(path: string): Promise<{ file: string; existing: Stats | undefined }> {
+async function destination(path: string): Promise<Destination> {
   let file = path;
   // A chain without end has no file; what comes of that is the system's to say.
   for (let links = 0; links < 40; links++) {
@@ -52,8 +58,7 @@ async function destination(path: string): Promise<{ file: string; existing: Stat
   return { file, existing: await stat(file).catch(() => undefined) };
 }
 
-async function checkOutput(path: string, argument: string): Promise<void> {
-  const { file, existing } = await destination(path);
+async function checkOutput({ file, existing }: Destination, path: string, argument: string): Promise<void> {
   if (existing?.isDirectory()) throw usageError('is a directory', argument, 'a file name', path);
   const directory = dirname(file);
   const parent = await stat(directory).catch(() => undefined);

@@ -1,5 +1,5 @@
 /** The cuda backend: turns operations into launches on one stream of a Hopper GPU. What it has no kernels for: see hand-over.ts. */
-import type { AppendOp, Backend, CopyBlocksOp, DecodeOp, DecodeShape, HostData, IndexData, TensorId, TensorSpec } from '../backend.ts';
+import { storedBits, type AppendOp, type Backend, type CopyBlocksOp, type DecodeOp, type DecodeShape, type HostData, type IndexData, type TensorId, type TensorSpec } from '../backend.ts';
 import { MlaError } from '../errors.ts';
 import type { MemoryStats, MlaInfo } from '../mla.ts';
 import { mostParts } from '../schedule.ts';
@@ -19,7 +19,7 @@ import { Modules } from './modules.ts';
 import { COMBINE_PARAMS_AT, DECODE_PARAMS, writeDecodeParams } from './params.ts';
 import { Plans } from './plans.ts';
 import { Staging } from './staging.ts';
-import { allocate, deviceBits, type Storage } from './storage.ts';
+import { allocate, type Storage } from './storage.ts';
 import { TensorMaps } from './tensor-map.ts';
 import { Timer } from './timer.ts';
 
@@ -106,7 +106,7 @@ class CudaBackend implements Backend {
     const storage = allocate(spec, this.#memory, this.#context, data);
     if (data) {
       try {
-        this.#staging.upload(storage.allocation.address, deviceBits(spec, data));
+        this.#staging.upload(storage.allocation.address, storedBits(spec, data));
       } catch (error) {
         this.#memory.discard(storage.allocation);
         throw error;

@@ -95,8 +95,10 @@ const system: DriverSource = {
 const GET_DRIVER = 'Install the NVIDIA driver (https://www.nvidia.com/drivers)';
 const UPDATE_DRIVER = 'Update the NVIDIA driver (https://www.nvidia.com/drivers)';
 
+type Library = ReturnType<Koffi['load']>;
+
 // For good: koffi unloads a library that nothing refers to, at any garbage collection, and a driver has threads of its own.
-const loaded = new Set<unknown>();
+const libraries = new Map<Koffi, Library>();
 
 /** @throws MlaError backend-unavailable (other platform, no driver, driver too old), missing-dependency (koffi) */
 export async function loadDriver(source: DriverSource = system): Promise<DriverTable> {
@@ -118,10 +120,10 @@ export async function loadDriver(source: DriverSource = system): Promise<DriverT
       missing ? 'CUDA in Node needs the optional package "koffi"' : `the package "koffi" did not load: ${(cause as Error).message}`,
       { argument: 'backend', expected: 'koffi', got: missing ? 'not installed' : 'a load error', fix: 'Run: npm install koffi', cause });
   }
-  let library: ReturnType<Koffi['load']>;
+  let library: Library;
   try {
-    library = koffi.load('libcuda.so.1');
-    loaded.add(library);
+    library = libraries.get(koffi) ?? koffi.load('libcuda.so.1');
+    libraries.set(koffi, library);
   } catch (cause) {
     throw unavailable(`the NVIDIA driver did not load: ${(cause as Error).message}`, 'libcuda.so.1', 'a load error', GET_DRIVER, cause);
   }

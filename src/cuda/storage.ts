@@ -1,6 +1,5 @@
 /** What a tensor is on the device: one allocation. */
 import { elementBytes, elementCount, type HostData, type TensorSpec } from '../backend.ts';
-import { encode16 } from '../bf16.ts';
 import { shapeText } from '../errors.ts';
 import type { CudaContext } from './context.ts';
 import type { Allocation, DeviceMemory } from './memory.ts';
@@ -23,9 +22,4 @@ export function allocate(spec: TensorSpec, memory: DeviceMemory, context: CudaCo
     ? { argument: 'numBlocks', expected: `at most ${Math.floor(context.device.memoryBytes / blockBytes)} blocks of ${blockBytes} B`, got: String(rows) }
     : {});
   return { spec, byteLength, allocation, host: spec.dtype === 'i32' && data ? (data as Int32Array).slice() : undefined };
-}
-
-/** The elements as the device stores them. */
-export function deviceBits({ dtype }: TensorSpec, data: HostData): HostData {
-  return data instanceof Float32Array && (dtype === 'bf16' || dtype === 'f16') ? encode16(dtype, data) : data;
 }

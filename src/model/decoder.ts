@@ -119,14 +119,16 @@ export class Decoder implements StepRunner {
     const ordered = plan.order.map((i) => entries[i]!);
     const reserved = cache.reserve({ sequences: ordered.map(({ sequence }) => sequence), counts: ordered.map(({ ids }) => ids.length) });
     // Before anything is waited for: whoever leaves meanwhile takes its sequence with it.
-    const lengths = plan.groups.map(({ entries: members }) => cache.cacheSeqlens(members.map((i) => entries[i]!.sequence)));
-    const tables = plan.groups.map(({ entries: members }) => cache.blockTable(members.map((i) => entries[i]!.sequence)));
+    const keys = plan.groups.map(({ entries: members }): GroupKeys => {
+      const sequences = members.map((i) => entries[i]!.sequence);
+      return { cacheSeqlens: cache.cacheSeqlens(sequences), blockTable: cache.blockTable(sequences) };
+    });
     const { slots } = await reserved;
     const positions = new Int32Array(plan.tokens);
     let row = 0;
     for (const i of plan.order) for (let j = 0; j < entries[i]!.ids.length; j++) positions[row++] = before[i]! + j;
     const angles = this.shape.angles(positions);
-    const groups = await this.#groups(plan, lengths, tables);
+    const groups = await this.#groups(plan, keys);
     try {
       await runOps(this.#mla, (names) => [
         ...this.#layerOps(plan, { tokens: plan.tokens, angles, slots, blockSize: cache.blockSize, groups: groups.map((group) => group.named(names)) }),
@@ -177,13 +179,13 @@ export class Decoder implements StepRunner {
   }
 
   /** A tensor of each group's block table, so that its plan is made once for all layers; to be destroyed after the step. */
-  async #groups(plan: StepPlan, lengths: readonly Int32Array[], tables: readonly HostTensor[]): Promise<PreparedGroup[]> {
+  async #groups(plan: StepPlan, keys: readonly GroupKeys[]): Promise<PreparedGroup[]> {
     const { heads, kvLoraRank, rope } = this.shape.dims;
     const groups: PreparedGroup[] = [];
     for (const [g, { row, sQ, entries: members }] of plan.groups.entries()) {
-      const cacheSeqlens = lengths[g]!;
+      const { cacheSeqlens, blockTable } = keys[g]!;
       const metadata = this.#mla.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: sQ * heads, numHeadsK: 1, blockSize: this.cache.blockSize });
-      const table = await this.#mla.tensor(tables[g]!);
+      const table = await this.#mla.tensor(blockTable);
       const tensors = {
         q: await this.#tensor(`q ${g}`, 'bf16', [this.maxTokens, heads, kvLoraRank + rope]),
         out: await this.#tensor(`out ${g}`, 'bf16', [this.maxTokens, heads, kvLoraRank]),
@@ -202,6 +204,12 @@ export class Decoder implements StepRunner {
   async #tensor(name: string, dtype: 'f32' | 'bf16', shape: readonly number[]): Promise<TensorId> {
     return idOf(await this.#workspace.get(name, dtype, shape));
   }
+}
+
+/** A group's keys in the cache, as they are when its step begins. */
+interface GroupKeys {
+  readonly cacheSeqlens: Int32Array;
+  readonly blockTable: HostTensor;
 }
 
 /** A group with its tensors; its metadata gets its name when the step is run. */

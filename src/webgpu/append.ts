@@ -13,7 +13,8 @@ const SLOTS_HEADER = 1;
 
 export function encodeAppend(op: AppendOp, { gpu, memory, kernels, bindGroups, traits }: Machine, tensor: (id: TensorId) => Storage, submission: Submission): void {
   const kv = tensor(op.kvCache);
-  for (const id of [op.kvCache, op.latent, ...(op.rope === undefined ? [] : [op.rope])]) submission.use(tensor(id).allocations);
+  const rowsOf = { latent: tensor(op.latent), ...(op.rope !== undefined && { rope: tensor(op.rope) }) };
+  for (const { allocations } of [kv, ...Object.values(rowsOf)]) submission.use(allocations);
   const kernel = appendKernel(kernels, op, kv);
   const rows = op.tokens * op.hKv;
   const words = new Int32Array(SLOTS_HEADER + op.slots.length);
@@ -23,7 +24,7 @@ export function encodeAppend(op: AppendOp, { gpu, memory, kernels, bindGroups, t
   submission.use([slots]);
   submission.release(slots);
   gpu.device.queue.writeBuffer(slots.buffer, 0, words);
-  const sources = [wholeBuffer(tensor(op.latent), 'latent'), ...(op.rope === undefined ? [] : [wholeBuffer(tensor(op.rope), 'rope')])];
+  const sources = Object.entries(rowsOf).map(([name, storage]) => wholeBuffer(storage, name));
   const { pass } = submission;
   pass.setPipeline(kernel.pipeline);
   pass.setBindGroup(0, bindGroups.get(kernel, [slots.buffer, ...sources, ...kv.buffers], 'append'));

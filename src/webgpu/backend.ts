@@ -1,6 +1,5 @@
 /** The webgpu backend: turns operations into dispatches on one GPUDevice. */
-import { isIndex, type AppendOp, type Backend, type CopyBlocksOp, type DecodeOp, type HostData, type TensorId, type TensorSpec, type TuneOp } from '../backend.ts';
-import { encode16 } from '../bf16.ts';
+import { isIndex, storedBits, type AppendOp, type Backend, type CopyBlocksOp, type DecodeOp, type HostData, type TensorId, type TensorSpec, type TuneOp } from '../backend.ts';
 import { MlaError } from '../errors.ts';
 import type { MemoryStats, MlaInfo, TuneReport } from '../mla.ts';
 import type { StepOp } from '../ops.ts';
@@ -9,11 +8,11 @@ import { siteKey, type TuneStore } from '../tune-store.ts';
 import { VERSION } from '../version.ts';
 import { encodeAppend } from './append.ts';
 import { BindGroups } from './bind-groups.ts';
-import { scheduleInfo, type DeviceTraits } from './config.ts';
+import { bindingBytes, scheduleInfo, type DeviceTraits } from './config.ts';
 import { DecodeCalls } from './decode-calls.ts';
 import { openDevice, type DeviceOptions, type GpuContext, type Rest } from './device.ts';
 import { KernelCache } from './kernel.ts';
-import { DeviceMemory, type Allocation } from './memory.ts';
+import { DeviceMemory, whenGranted, type Allocation } from './memory.ts';
 import { readStorage } from './readback.ts';
 import { StepEncoder } from './step.ts';
 import { adopted, allocate, type Storage } from './storage.ts';
@@ -183,9 +182,8 @@ class WebGpuBackend implements Backend {
 
   flushCache(): void | Promise<void> {
     this.#gpu.check();
-    const { maxBufferSize, maxStorageBufferBindingSize } = this.#gpu.limits;
-    const bytes = Math.min(FLUSH_BYTES, maxBufferSize, maxStorageBufferBindingSize);
-    const { device } = this.#gpu;
+    const { device, limits } = this.#gpu;
+    const bytes = Math.min(FLUSH_BYTES, bindingBytes(limits));
     const scratch = this.#memory.storage(bytes, 'cache flush');
     const done = this.#using([scratch], 'flushing the cache', () => {
       const encoder = device.createCommandEncoder({ label: 'cache flush' });
@@ -199,11 +197,7 @@ class WebGpuBackend implements Backend {
   /** Does `work` on memory. Where the device has not granted that yet: a promise, which rejects if it does not. */
   #using(allocations: readonly Allocation[], what: string, work: () => void): void | Promise<void> {
     if (allocations.every(({ granted }) => granted)) return work();
-    const { fault } = this.#gpu.watch(what, work);
-    return Promise.all([...allocations.map((allocation) => allocation.fault), fault]).then((faults) => {
-      const refused = faults.find((error) => error !== undefined);
-      if (refused) throw refused;
-    });
+    return whenGranted(allocations, this.#gpu.watch(what, work).fault);
   }
 
   memory(): MemoryStats {
@@ -226,8 +220,7 @@ class WebGpuBackend implements Backend {
   }
 
   #upload(storage: Storage, data: HostData): void {
-    const { dtype } = storage.spec;
-    const bits = data instanceof Float32Array && (dtype === 'bf16' || dtype === 'f16') ? encode16(dtype, data) : data;
+    const bits = storedBits(storage.spec, data);
     const bytes = new Uint8Array(bits.buffer as ArrayBuffer, bits.byteOffset, bits.byteLength);
     const segmentBytes = storage.blocksPerSegment * storage.rowBytes;
     storage.buffers.forEach((buffer, i) => {

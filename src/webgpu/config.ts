@@ -26,6 +26,11 @@ export interface KernelLimits {
   readonly maxComputeWorkgroupsPerDimension: number;
 }
 
+/** The most that one storage binding holds, in bytes. */
+export function bindingBytes({ maxStorageBufferBindingSize, maxBufferSize }: Pick<KernelLimits, 'maxStorageBufferBindingSize' | 'maxBufferSize'>): number {
+  return Math.min(maxStorageBufferBindingSize, maxBufferSize);
+}
+
 /** Storage buffers of the decode kernel besides the cache's: q, plan, partials, out, lse. */
 export const DECODE_BINDINGS = 5;
 
@@ -209,7 +214,7 @@ export const ONE_SEGMENT = 0x7fffffff;
  * @throws MlaError limit-exceeded, naming the limit and the largest pool
  */
 export function segmentPool(numBlocks: number, blockBytes: number, limits: KernelLimits): Segmentation {
-  const bytes = Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize);
+  const bytes = bindingBytes(limits);
   const perSegment = Math.floor(bytes / blockBytes);
   const most = limits.maxStorageBuffersPerShaderStage - DECODE_BINDINGS;
   const largest = perSegment * most;

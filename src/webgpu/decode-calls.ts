@@ -6,7 +6,7 @@ import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { roomToGrow } from '../pool.ts';
 import { LOADS, mostParts } from '../schedule.ts';
 import { classOf } from '../shape-class.ts';
-import { chooseDecodeConfig, type DecodeConfig } from './config.ts';
+import { bindingBytes, chooseDecodeConfig, type DecodeConfig } from './config.ts';
 import { compileDecode, decodeGrid, decodeKernels, encodeDecode } from './dispatch.ts';
 import type { Allocation } from './memory.ts';
 import { wholeBuffer, type Storage } from './storage.ts';
@@ -150,9 +150,8 @@ export class DecodeCalls {
    */
   #partialsOf(op: DecodeOp, rows: number, schedule: ScheduleInfo, submission: Submission): GPUBuffer {
     const parts = Math.max(op.metadata.parts, mostParts(schedule, { rows, numHeadsK: op.hKv, blockSize: op.blockSize }));
-    const { maxBufferSize, maxStorageBufferBindingSize } = this.#machine.traits.limits;
     const most = partialBytes(parts, op);
-    const bytes = most <= Math.min(maxBufferSize, maxStorageBufferBindingSize) ? most : partialBytes(op.metadata.parts, op);
+    const bytes = most <= bindingBytes(this.#machine.traits.limits) ? most : partialBytes(op.metadata.parts, op);
     if (!this.#partials || this.#partials.buffer.size < bytes) {
       const larger = this.#machine.memory.storage(bytes, 'partials');
       // Nothing else will ask for its size again.

@@ -6,6 +6,7 @@
 import { MlaError } from '../errors.ts';
 import type { MemoryStats } from '../mla.ts';
 import { Pool } from '../pool.ts';
+import { bindingBytes } from './config.ts';
 import type { GpuContext } from './device.ts';
 
 export interface Allocation {
@@ -14,6 +15,15 @@ export interface Allocation {
   readonly fault: Promise<MlaError | undefined>;
   /** The device has said yes. */
   granted: boolean;
+}
+
+/** What became of memory that was used before the device had granted it. @param told what the device had to say of its use @throws MlaError out-of-memory, device-lost */
+export async function whenGranted(allocations: readonly Allocation[], told: Promise<MlaError | undefined>): Promise<void> {
+  // First what was refused: what is said of its use comes of that.
+  for (const answer of [...allocations.map(({ fault }) => fault), told]) {
+    const refused = await answer;
+    if (refused) throw refused;
+  }
 }
 
 const STORAGE = 0x80 | 0x08 | 0x04; // STORAGE | COPY_DST | COPY_SRC: GPUBufferUsage is not a global everywhere
@@ -51,8 +61,8 @@ export class DeviceMemory {
 
   #take(bytes: number, usage: number, label: string): Allocation {
     this.#gpu.check();
-    const { maxBufferSize, maxStorageBufferBindingSize } = this.#gpu.limits;
-    const most = usage !== STAGING ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
+    const { limits } = this.#gpu;
+    const most = usage !== STAGING ? bindingBytes(limits) : limits.maxBufferSize;
     if (bytes > most) {
       throw new MlaError('limit-exceeded', `${label} is larger than one buffer of this device may be`, {
         argument: label, expected: `at most ${most} B`, got: `${bytes} B`,

@@ -1,7 +1,7 @@
 /** What a tensor is on the device: one buffer, or one a segment for a cache larger than a binding. */
 import { elementBytes, elementCount, isIndex, type TensorSpec } from '../backend.ts';
 import { MlaError, shapeText } from '../errors.ts';
-import { ONE_SEGMENT, segmentPool, type KernelLimits, type Segmentation } from './config.ts';
+import { ONE_SEGMENT, bindingBytes, segmentPool, type KernelLimits, type Segmentation } from './config.ts';
 import { roomToGrow } from '../pool.ts';
 import type { Allocation, DeviceMemory } from './memory.ts';
 
@@ -23,7 +23,7 @@ export function allocate(spec: TensorSpec, memory: DeviceMemory, limits: KernelL
   const rows = spec.shape[0] ?? 1;
   const rowBytes = byteLength / rows;
   const label = `${spec.dtype} ${shapeText(spec.shape)}`;
-  const most = Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize);
+  const most = bindingBytes(limits);
   const isCache = spec.shape.length === 4 && elementBytes(spec.dtype) === 2;
   const { segments, blocksPerSegment }: Segmentation =
     byteLength > most && isCache ? segmentPool(rows, rowBytes, limits) : { segments: 1, blocksPerSegment: ONE_SEGMENT };
@@ -51,7 +51,7 @@ export function wholeBuffer({ buffers, byteLength, rowBytes, blocksPerSegment }:
 }
 
 /** @throws MlaError invalid-argument when the buffer is too small or lacks a usage, limit-exceeded when it is too large to bind */
-export function adopted(spec: TensorSpec, buffer: GPUBuffer, { maxStorageBufferBindingSize: most }: KernelLimits): Storage {
+export function adopted(spec: TensorSpec, buffer: GPUBuffer, limits: KernelLimits): Storage {
   const byteLength = elementCount(spec.shape) * elementBytes(spec.dtype);
   const needed = 0x80 | 0x04; // STORAGE | COPY_SRC
   if (typeof buffer?.size !== 'number' || buffer.size < byteLength || (buffer.usage & needed) !== needed) {
@@ -59,6 +59,7 @@ export function adopted(spec: TensorSpec, buffer: GPUBuffer, { maxStorageBufferB
       argument: 'gpuBuffer', expected: `${byteLength} B with usage STORAGE | COPY_SRC`, got: `${buffer?.size} B with usage ${buffer?.usage}`,
     });
   }
+  const most = bindingBytes(limits);
   if (buffer.size > most) {
     throw new MlaError('limit-exceeded', 'GPUBuffer is larger than one binding of this device', { argument: 'gpuBuffer', expected: `at most ${most} B`, got: `${buffer.size} B` });
   }

@@ -4,7 +4,7 @@ import type { DeviceTraits } from './config.ts';
 import type { BindGroups } from './bind-groups.ts';
 import type { GpuContext } from './device.ts';
 import type { KernelCache } from './kernel.ts';
-import type { Allocation, DeviceMemory } from './memory.ts';
+import { whenGranted, type Allocation, type DeviceMemory } from './memory.ts';
 import type { Timer } from './timer.ts';
 
 /** What work is encoded with. */
@@ -21,7 +21,6 @@ export class Submission {
   readonly #machine: Machine;
   readonly #doubted: Allocation[] = [];
   #close: (() => Promise<MlaError | undefined>) | undefined;
-  #told: Promise<MlaError | undefined> | undefined;
   readonly #released: Allocation[] = [];
   readonly #discarded: Allocation[] = [];
 
@@ -39,6 +38,7 @@ export class Submission {
     const { device } = machine.gpu;
     const encoder = device.createCommandEncoder({ label });
     const submission = new Submission(machine, encoder.beginComputePass({ label, ...timer?.pass() }));
+    let told: Promise<MlaError | undefined> | undefined;
     try {
       encode(submission);
       submission.pass.end();
@@ -47,9 +47,9 @@ export class Submission {
       timer?.takeBack();
       throw error;
     } finally {
-      submission.#end();
+      told = submission.#end();
     }
-    if (submission.#told) return submission.#granted(submission.#told);
+    if (told) return whenGranted(submission.#doubted, told);
   }
 
   /** To be called before the use of memory is encoded. */
@@ -62,15 +62,6 @@ export class Submission {
     }
   }
 
-  async #granted(told: Promise<MlaError | undefined>): Promise<void> {
-    for (const { fault } of this.#doubted) {
-      const refused = await fault;
-      if (refused) throw refused;
-    }
-    const error = await told;
-    if (error) throw error;
-  }
-
   /** Gives memory back: not before the submission, for what is written into it meanwhile would be there for all of it. */
   release(allocation: Allocation): void {
     this.#released.push(allocation);
@@ -81,9 +72,11 @@ export class Submission {
     this.#discarded.push(allocation);
   }
 
-  #end(): void {
-    this.#told = this.#close?.();
+  /** @returns what the device has to say, where memory was used that it had not granted */
+  #end(): Promise<MlaError | undefined> | undefined {
+    const told = this.#close?.();
     for (const allocation of this.#released) this.#machine.memory.release(allocation);
     for (const allocation of this.#discarded) this.#machine.memory.discard(allocation);
+    return told;
   }
 }

@@ -12,7 +12,7 @@ import type { ScheduleInfo } from '../mla.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { getMlaMetadata } from '../schedule.ts';
 import type { ShapeClass } from '../shape-class.ts';
-import { ONE_SEGMENT, type DecodeConfig } from './config.ts';
+import { ONE_SEGMENT, bindingBytes, type DecodeConfig } from './config.ts';
 import { compileDecode, decodeGrid, encodeDecode, type DecodeKernels } from './dispatch.ts';
 import type { Kernel } from './kernel.ts';
 import type { Allocation } from './memory.ts';
@@ -185,7 +185,7 @@ export class TuneBench {
     );
     if (Math.max(...decodeGrid(this.#shape, config, metadata.parts), hQ) > traits.limits.maxComputeWorkgroupsPerDimension) return 'too large for one dispatch';
     const scratch = partialBytes(metadata.parts, this.#shape);
-    if (scratch > Math.min(traits.limits.maxBufferSize, traits.limits.maxStorageBufferBindingSize)) return 'partial results larger than a binding';
+    if (scratch > bindingBytes(traits.limits)) return 'partial results larger than a binding';
     const kernels = await this.#compile(config);
     if (typeof kernels === 'string') return kernels;
     const op = {

@@ -2,7 +2,7 @@
 import type { LoadClass } from '../mla.ts';
 import { permutation, seededRandom } from '../random.ts';
 import type { ShapeClass } from '../shape-class.ts';
-import type { DeviceTraits } from './config.ts';
+import { bindingBytes, type DeviceTraits } from './config.ts';
 
 /** Tokens a block: what calls have unless they say otherwise. */
 export const TUNE_BLOCK = 64;
@@ -38,7 +38,7 @@ export interface TuneLoad {
  * @returns undefined where not even a block fits
  */
 export function tuneLoad({ hKv, dQk, load }: Pick<ShapeClass, 'hKv' | 'dQk' | 'load'>, { limits }: Pick<DeviceTraits, 'limits'>, mostTokens: number): TuneLoad | undefined {
-  const room = Math.floor(Math.min(POOL_BYTES, limits.maxStorageBufferBindingSize, limits.maxBufferSize) / (TUNE_BLOCK * hKv * dQk * 2));
+  const room = Math.floor(Math.min(POOL_BYTES, bindingBytes(limits)) / (TUNE_BLOCK * hKv * dQk * 2));
   if (room === 0) return undefined;
   const blocks = Math.floor(Math.max(PROBE_TOKENS, Math.min(MOST_TOKENS[load], mostTokens)) / TUNE_BLOCK);
   if (load !== 'short') return layOut(uneven(blocks), Math.min(room, blocks), 1);

@@ -20,6 +20,8 @@ const QUIET_MS = 20;
 /** or when it has waited for so long: a few milliseconds of a busy device's time, a few times a second. */
 const PATIENCE_MS = 250;
 const GLANCE_MS = 10;
+/** Long: a timer that only keeps the program, and is to wake nobody. */
+const HOLD_MS = 1 << 30;
 
 interface Known {
   readonly shape: ShapeClass;
@@ -101,7 +103,7 @@ export class Tuner {
     const name = shapeClass(shape);
     this.#asked++;
     // What the background waits with keeps no program from ending; but now somebody waits for it.
-    const hold = setInterval(() => undefined, GLANCE_MS);
+    const hold = setInterval(() => undefined, HOLD_MS);
     try {
       return await this.#inTurn(async () => {
         const known = this.#known.get(name);
