@@ -44,6 +44,8 @@ fn query_row(row: u32, head_kv: u32, group: u32, h_kv: u32) -> u32 {
   return (row / group) * group * h_kv + head_kv * group + row % group;
 }
 
+fn visible(token: u32, limit: u32) -> vec4<bool> { return vec4<u32>(token) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit); }
+
 fn most_of(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 
 @compute @workgroup_size(THREADS)
@@ -122,6 +124,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     #end
 
+    // Keys from here on only some rows see.
+    let partly_seen = select(end, min(end, length - min(length, s_q - 1u)), causal);
     if (thread == 0u) { atomicStore(&raised, 0u); }
 
     // Rows past the end are computed on the last row and never written.
@@ -271,9 +275,18 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         SUMS
 
         // softmax
+        let partly = token0 + TOKENS > partly_seen; // by some rows, or past the end
         #unroll i < THREAD_QUADS
-        let visible_$i = vec4<u32>(token0 + token_$i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit_$i);
-        let score_$i = select(vec4<f32>(LOWEST), dots_$i * scale_log2, visible_$i);
+        var score_$i = dots_$i * scale_log2;
+        #end
+        if (partly) {
+          // Rare: with a barrier in it compilers leave it a branch.
+          workgroupBarrier();
+          #unroll i < THREAD_QUADS
+          score_$i = select(vec4<f32>(LOWEST), score_$i, visible(token0 + token_$i, limit_$i));
+          #end
+        }
+        #unroll i < THREAD_QUADS
         var most_$i = most_of(score_$i);
         var factor_$i = 1.0;
         #end
@@ -295,7 +308,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         workgroupBarrier();
         {
           #unroll i < THREAD_QUADS
-          for (var k = 0u; k < QUADS; k++) { most_$i = max(most_$i, per_quad[row_$i * QUADS + k]); }
+          if (active_$i) {
+            #if TWO_QUADS
+            most_$i = max(most_$i, per_quad[quad_$i ^ 1u]);
+            #else
+            for (var k = 0u; k < QUADS; k++) { most_$i = max(most_$i, per_quad[row_$i * QUADS + k]); }
+            #end
+          }
           #end
         #end
           #unroll i < THREAD_QUADS
@@ -308,8 +327,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         }
         #unroll i < THREAD_QUADS
         if (active_$i) {
-          let p = select(vec4<f32>(), exp2_or_nan(score_$i - reference_$i), visible_$i);
-          total_$i = total_$i * factor_$i + p.x + p.y + p.z + p.w;
+          // What a row does not see weighs nothing, also where it has seen nothing yet.
+          let above = score_$i - select(reference_$i, 0.0, reference_$i == LOWEST);
+          let p = exp2(above);
+          // Not every device's exp2 keeps NaN, but the row's sum, which O is divided by, does.
+          let exponents = above.x + above.y + above.z + above.w;
+          let sum = p.x + p.y + p.z + p.w;
+          total_$i = total_$i * factor_$i + select(sum, exponents, is_nan(exponents));
           probs[quad_$i] = p;
           if (token_$i == 0u) { rescale[row_$i] = factor_$i; }
         }

@@ -137,12 +137,12 @@ describe('sums by pairs', () => {
       const script = gather.replace(/\n#end$/, '').split('\n').map((line) => line
         .replaceAll('$i', '0').replaceAll(/\b(\d+)u\b/g, '$1').replaceAll('vec4<f32>()', '0').replace(/^let /, 'const ').replace(/^var dots_0/, 'dots')
         .replaceAll('dots_0', 'dots').replace(/for \(var/, 'for (let').replaceAll(/([\w.]+(?: % \w+)*) \/ (\w+)/g, 'Math.floor(($1) / $2)')).join('\n');
-      const dot = new Function('row_0', 'quad_0', 'slice_sums', ...Object.keys(names), `let ${script}; return dots;`) as (...args: unknown[]) => number;
+      const dot = new Function('active_0', 'row_0', 'quad_0', 'slice_sums', ...Object.keys(names), `let ${script}; return dots;`) as (...args: unknown[]) => number;
       for (let row = 0; row < ROWS; row++) {
         for (let q = 0; q < QUADS; q++) {
           const tile = Math.floor(row / ROW_TILE) * QUAD_TILES + Math.floor(q / QUAD_TILE);
           const wanted = Array.from({ length: SLICES }, (_, s) => start(tile * SLICES + s, row % ROW_TILE, q % QUAD_TILE)).reduce((x, y) => x + y);
-          expect(dot(row, row * QUADS + q, memory, ...Object.values(names)), `row ${row}, quad ${q}`).toBe(wanted);
+          expect(dot(true, row, row * QUADS + q, memory, ...Object.values(names)), `row ${row}, quad ${q}`).toBe(wanted);
         }
       }
     });

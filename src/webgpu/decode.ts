@@ -40,7 +40,7 @@ function decodeShader({ dtype, dQk, dV }: DecodeProblem, config: ScalarConfig, {
   };
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', V_UNITS: vUnits, LEAVING: leaving, LEAVES_BY_TILE: vec === 1, BLOCKS_PER_SEGMENT: blocksPerSegment,
-    SEGMENTS: segments, ROWS: config.rows, TOKENS: tokens, QUADS: tokens / 4, THREADS: threads, VEC: vec, UNITS: units, WHOLE_UNITS: config.wholeUnits,
+    SEGMENTS: segments, ROWS: config.rows, TOKENS: tokens, QUADS: tokens / 4, TWO_QUADS: tokens === 8, THREADS: threads, VEC: vec, UNITS: units, WHOLE_UNITS: config.wholeUnits,
     HALVES: config.wholeUnits < units, LOADS: loads, STRIDE: config.stride,
     STAGE_LANES: stageLanes, STAGE_TOKENS: stageTokens, STAGE_TURNS: Math.ceil(loads / stageLanes), STAGE_EVEN: loads % stageLanes === 0,
     STAGE_EACH: tokens / stageTokens, PREFETCH: config.prefetch,
@@ -113,7 +113,9 @@ if (thread < SCORE_THREADS) {
 workgroupBarrier();
 #unroll i < THREAD_QUADS
 var dots_$i = vec4<f32>();
-for (var s = 0u; s < SLICES; s++) { dots_$i += slice_sums[min(quad_$i, ROWS * QUADS - 1u) * SLICES + s]; }
+if (active_$i) {
+  for (var s = 0u; s < SLICES; s++) { dots_$i += slice_sums[quad_$i * SLICES + s]; }
+}
 #end`;
 
 /**
@@ -143,7 +145,7 @@ export function pairedSums({ rowTile, quadTile, pairSums }: Pick<ScalarConfig, '
   // What is left of a thread's tile, by its slice: bit by bit the upper or the lower half.
   const bits = Array.from({ length: Math.log2(mask) }, (_, b) => `in_tile / ${(rowTile * quadTile) / 2 ** (b + 1)}u % 2u * ${2 ** b}u`);
   lines.push(
-    'workgroupBarrier();', '#unroll i < THREAD_QUADS', 'var dots_$i = vec4<f32>();', '{',
+    'workgroupBarrier();', '#unroll i < THREAD_QUADS', 'var dots_$i = vec4<f32>();', 'if (active_$i) {',
     'let in_row = quad_$i % QUADS;', 'let in_tile = row_$i % ROW_TILE * QUAD_TILE + in_row % QUAD_TILE;',
     'let tile = row_$i / ROW_TILE * QUAD_TILES + in_row / QUAD_TILE;',
     `let at = in_tile % ${names.length}u * THREADS + tile * SLICES + ((${['0u', ...bits].join(' + ')}) ^ ${place}u);`,
