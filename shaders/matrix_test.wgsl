@@ -2,7 +2,7 @@
 // stored to row-major arrays.
 //
 // Computes result = 2 left right. One subgroup; the operands are small integers that tell rows from columns, and one sum is
-// larger than f16 holds.
+// larger than f16 holds. The operands are overwritten once they are loaded.
 //
 // The launcher (src/webgpu/matrix-test.ts) puts the enables, THREADS and `result` in front, and replaces LOAD_LEFT, LOAD_RIGHT
 // and STORE_SUM by calls in the form of the syntax on trial.
@@ -21,6 +21,8 @@ fn main(@builtin(local_invocation_index) thread: u32) {
   workgroupBarrier();
   let left = LOAD_LEFT;
   let right = LOAD_RIGHT;
+  // A subgroup's lanes act in step: what they write now comes after what all have loaded, with no barrier in between.
+  for (var i = thread; i < 512u; i += THREADS) { operands[i] = f16(99.0); }
   var sum: subgroup_matrix_result<f32, 16, 16>;
   sum = subgroupMatrixMultiplyAccumulate(left, right, sum);
   sum = subgroupMatrixMultiplyAccumulate(left, right, sum);
