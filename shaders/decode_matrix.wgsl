@@ -10,7 +10,8 @@
 //           that have these matrices. Likewise its share of the columns behind V, which nobody reads after the scores
 //   scores  a subgroup makes one matrix of S, 16 rows and 16 keys, over one of SLICES slices of d
 //   softmax ROW_THREADS neighbouring lanes share a row, 4 keys at a time: the slices' sum, probabilities, running sum
-//   output  a subgroup owns OUT_TILES x 16 columns of O for all rows
+//   output  a subgroup owns OUT_TILES x 16 columns of O for all rows. With two tiles the first matrices of V are on their way while all wait
+//           for the softmax of all, so that the first product waits for P alone
 // In between all wait for all. But the next step's scores, if its keys are in a second tile, do not wait for output and stage: then three
 // barriers a step, else four.
 // P is made as if a row's reference exponent were to stay and each row saw each key, without a look at the row's maximum. Where that is not
@@ -29,7 +30,7 @@
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
 // for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, FETCH_NEXT, STAGE, SCORES,
-// OUTPUT, NEXT, LEAVE, and TURNS and STEPS, loops' heads.
+// V_AHEAD, OUTPUT_AHEAD, OUTPUT, NEXT, LEAVE, and TURNS and STEPS, loops' heads.
 
 /// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum.
 var<workgroup> row_scale: array<f32, ROWS>;
@@ -285,7 +286,7 @@ fn main(
       let fetched = w.begin;
       FETCH
     }
-    // Q, 16 rows at a time by way of the KV tile, the next 16 under way.
+    // Q by way of the KV tiles, as many rows at a time as they hold, the next ones under way.
     #unroll k < Q_HELD
     var q_$k = Left();
     #end
@@ -296,7 +297,7 @@ fn main(
       const rows_at = 0u;
       FETCH_Q
     }
-    #unroll t < ROW_TILES
+    #unroll t < Q_ROUNDS
     workgroupBarrier();
     {
       var most = 0u;
@@ -308,29 +309,28 @@ fn main(
       #end
       let exponent = row_exponent(most);
       let up = power_of_two(-exponent);
-      if (q_row < 16u) {
-        if (q_vec == 0u) { row_scale[$tu * 16u + q_row] = scale_log2 * power_of_two(exponent); }
-        #unroll v < Q_LOADS
-        if (q_vec + $vu * Q_LANES < VECS) { tile_put(q_row * KV_STRIDE + q_vec + $vu * Q_LANES, scaled(y_$v, up)); }
-        #end
-      }
+      if (q_vec == 0u) { row_scale[$tu * Q_ROWS + q_row] = scale_log2 * power_of_two(exponent); }
+      #unroll v < Q_LOADS
+      if (q_vec + $vu * Q_LANES < VECS) { tile_put(q_row * KV_STRIDE + q_vec + $vu * Q_LANES, scaled(y_$v, up)); }
+      #end
     }
     {
-      const rows_at = $tu * 16u + 16u;
+      const rows_at = ($tu + 1u) * Q_ROWS;
       FETCH_Q
     }
     workgroupBarrier();
-    if (row_tile == $tu) {
+    if (row_tile / (Q_ROWS / 16u) == $tu) {
+      let q_from = row_tile % (Q_ROWS / 16u) * 16u * KV_STRIDE + slice * 2u * SLICE_STEPS;
       #unroll k < Q_HELD
-      q_$k = subgroupMatrixLoad<Left, row_major>(&kv_tile, slice * 2u * SLICE_STEPS + $ku * 2u, KV_STRIDE);
+      q_$k = subgroupMatrixLoad<Left, row_major>(&kv_tile, q_from + $ku * 2u, KV_STRIDE);
       #end
     }
     #if SPLIT_Q
     // The last of each slice's columns.
-    for (var i = thread; i < 16u * SLICES * Q_LEFT; i += THREADS) {
+    for (var i = thread; i < Q_ROWS * SLICES * Q_LEFT; i += THREADS) {
       let r = i / (SLICES * Q_LEFT);
       let v = i % (SLICES * Q_LEFT);
-      q_put(($tu * 16u + r) * Q_STRIDE + v, tile_get(r * KV_STRIDE + v / Q_LEFT * 2u * SLICE_STEPS + 2u * Q_HELD + v % Q_LEFT));
+      q_put(($tu * Q_ROWS + r) * Q_STRIDE + v, tile_get(r * KV_STRIDE + v / Q_LEFT * 2u * SLICE_STEPS + 2u * Q_HELD + v % Q_LEFT));
     }
     #end
     #end
@@ -433,11 +433,12 @@ fn main(
         #end
       }
       if (raised != 0u) { atomicOr(&events, raised); }
+      V_AHEAD
       event = workgroupUniformLoad(&events);
       #if INNER_LOOP
       if ((event & (LOOK | LAST)) != 0u) { break; }
       total += p_sum;
-      OUTPUT
+      OUTPUT_AHEAD
       NEXT
       }
       #end

@@ -60,7 +60,7 @@ describe('configurations', () => {
   test('without bounds checks those that they would slow down come first', () => {
     const first = (unchecked: boolean, rows: number): string => decodeCandidates(DEEPSEEK, rows, { ...traits('new'), unchecked }).fits[0]!.key;
     expect([64, 32, 16].map((rows) => first(false, rows))).toEqual(['matrix 64x16 8/2 scores split fixed', 'matrix 32x32 8/2x2 scored fixed', 'matrix 16x16 4/4 scores fixed']);
-    expect([64, 32, 16].map((rows) => first(true, rows))).toEqual(['matrix 64x16 8/2 2 tiles scored', 'matrix 32x32 8/2x2 scores', 'matrix 16x16 4/4 scores']);
+    expect([64, 32, 16].map((rows) => first(true, rows))).toEqual(['matrix 64x16 8/2 2 tiles ahead scored', 'matrix 32x32 8/2x2 scores', 'matrix 16x16 4/4 scores']);
   });
 
   test('widths that the matrices do not divide go to the next tier, and why is said', () => {
@@ -70,14 +70,14 @@ describe('configurations', () => {
   });
 
   test('threads past the end of a row of Q ask for its last vector again', () => {
-    const shape = MATRIX_SHAPES.find(({ tiles }) => tiles === 2)!;
+    const shape = MATRIX_SHAPES.find(({ rows, tokens, tiles }) => rows === 32 && tokens === 16 && tiles === 1)!;
     const problem = { ...DEEPSEEK, dQk: 192, dV: 128 };
     const config = matrixConfig(shape, problem, { syntax: 'new', subgroupSize: 64 }) as MatrixDecodeConfig;
     expect(config.threads / config.tokens).toBeGreaterThan(problem.dQk / 8);
     const text = decodeMatrixKernel(texts, { ...problem, hKv: 1 }, config, { segments: 1, blocksPerSegment: 1820 });
-    // For each row tile and once more.
+    // Each time and once more.
     const loads = [...text.matchAll(/^ *y_0 = q\[at \+ (.*)\];$/gm)].map(([, place]) => place);
-    expect(loads).toEqual(Array.from({ length: config.rows / 16 + 1 }, () => 'min(q_vec + 0u, VECS - 1u)'));
+    expect(loads).toEqual(Array.from({ length: config.rows / config.tokens + 1 }, () => 'min(q_vec + 0u, VECS - 1u)'));
   });
 
   // d_qk, d_v, lanes of a subgroup: shares that lie alike for all lanes, and such that divide nothing.
@@ -173,7 +173,7 @@ describe.each([
   ['matrix 32x32 8/2x2 scores', 128],
   ['matrix 32x32 8/2x2 scored fixed', 128],
   ['matrix 32x32 8/2x2 scores split fixed', 128],
-  ['matrix 32x16 8/4 2 tiles scored', 128],
+  ['matrix 32x16 8/4 2 tiles ahead scored', 128],
 ])('the kernel, with emulated matrices: %s', { timeout: 600_000 }, (key, dV) => {
   const dQk = dV + 64;
   let mla: Mla;

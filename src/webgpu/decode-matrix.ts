@@ -109,19 +109,23 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
   const ownVecs = dV / 8 / subgroups;
   const restVecs = (dQk - dV) / 8;
   const lanes = threads / subgroups;
-  const qLanes = threads / tokens;
+  const qRows = Math.min(rows, tokens * tiles);
+  const qLanes = threads / qRows;
   const rowThreads = Math.min(threads / rows, tokens / 4);
+  // Steps that have no event are a loop by themselves: elsewhere it costs more than it brings.
+  const innerLoop = fixed || rows > 16;
+  // Matrices of V that are loaded while all wait for the softmax of all. There are registers for two, where the loop has nothing rare in it.
+  const valuesAhead = tiles === 2 && innerLoop ? Math.min(2, dV / 16 / subgroups) : 0;
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, TILES: tiles, TWO_TILES: tiles === 2, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
     SLICES: slices, SLICE_STEPS: sliceSteps, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
     LANES: lanes, OWN_VECS: ownVecs, OWN_LOADS: Math.ceil((tokens * ownVecs) / lanes), REST_VECS: restVecs,
-    REST_LOADS: Math.ceil((tokens * restVecs) / threads), Q_LANES: qLanes, Q_SHUFFLES: Math.log2(qLanes), Q_LOADS: Math.ceil(vecs / qLanes),
+    REST_LOADS: Math.ceil((tokens * restVecs) / threads), Q_ROWS: qRows, Q_ROUNDS: rows / qRows, Q_LANES: qLanes, Q_SHUFFLES: Math.log2(qLanes), Q_LOADS: Math.ceil(vecs / qLanes),
     FETCH_FIRST: fetch === 'scores',
     // Where the next rows are is worked out at a step's end, not when they are asked for: where there are registers to keep it in. With one tile.
     AHEAD: tiles === 1 && !splitQ,
-    // Steps that have no event are a loop by themselves: elsewhere it costs more than it brings.
-    INNER_LOOP: fixed || rows > 16,
+    INNER_LOOP: innerLoop,
     O_IN_TILE: leaving.array === 'kv_tile', O_QUADS: 4 * leaving.O_ROUND, O_STRIDE: leaving.O_STRIDE, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
     EXACT_ITEMS: Math.ceil((4 * dV) / 8 / threads), ...config.strides, ...config.sizes,
@@ -137,7 +141,9 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
     .replaceAll(/^ *STAGE$/gm, stage(values))
     .replace(/^ *LEAVE$/m, leave(values, leaving))
     .replace(/^ *SCORES$/m, scores(values, fixed))
-    .replaceAll(/^ *OUTPUT$/gm, output(values, fixed))
+    .replaceAll(/^ *V_AHEAD$/gm, all(valuesAhead, (c) => loadV(0, c, 'me')).join('\n'))
+    .replaceAll(/^ *OUTPUT_AHEAD$/gm, output(values, fixed, valuesAhead))
+    .replaceAll(/^ *OUTPUT$/gm, output(values, fixed, 0))
     .replaceAll(/\bTURNS\b(?= \{)/g, fixed || tiles === 2 ? bounded : 'loop')
     .replaceAll(/\bSTEPS\b(?= \{)/g, fixed ? bounded : 'loop');
   const body = expand([source, exactSource].join('\n'), values);
@@ -219,12 +225,12 @@ function fetchRows(counts: Counts, segments: number, clear: boolean): string {
   ].join('\n');
 }
 
-/** This thread's share of 16 rows of Q from `rows_at` on, under way from here on. */
+/** This thread's share of Q_ROWS rows of Q from `rows_at` on, under way from here on. */
 function fetchQ({ Q_LOADS, Q_LANES, VECS }: Counts): string {
   // Past the row's end its last vector again.
   const vecOf = (v: number): string => ((v + 1) * Q_LANES <= VECS ? `q_vec + ${v * Q_LANES}u` : `min(q_vec + ${v * Q_LANES}u, VECS - 1u)`);
   return [
-    'if (rows_at < ROWS && q_row < 16u && w.begin < w.end) {',
+    'if (rows_at < ROWS && w.begin < w.end) {',
     'let at = q_at(w, rows_at + q_row);',
     ...all(Q_LOADS, (v) => `y_${v} = q[at + ${vecOf(v)}];`),
     '}',
@@ -266,12 +272,17 @@ function scores(counts: Counts, fixed: boolean): string {
   ]);
 }
 
-/** The products of P and V. */
-function output({ SUBGROUPS, KEY_TILES, OUT_TILES, ROW_TILES }: Counts, fixed: boolean): string {
+/** The `c`th matrix of V, of the `n`th 16 keys, that subgroup `me`'s output takes. */
+function loadV(n: number, c: number, me: string): string {
+  return `let v_${n}_${c} = subgroupMatrixLoad<Right, row_major>(&kv_tile, here + ${n}u * 16u * KV_STRIDE + (${me} * OUT_TILES + ${c}u) * 2u, KV_STRIDE);`;
+}
+
+/** The products of P and V, of which the first `ahead` matrices have been loaded. */
+function output({ SUBGROUPS, KEY_TILES, OUT_TILES, ROW_TILES }: Counts, fixed: boolean, ahead: number): string {
   return branches(fixed, SUBGROUPS, (me) => all(KEY_TILES, (n) => [
     ...all(ROW_TILES, (r) => `let left_${r}_${n} = subgroupMatrixLoad<Left, row_major>(&probs, ${r}u * 16u * P_STRIDE + ${n}u * 4u, P_STRIDE);`),
     ...all(OUT_TILES, (c) => [
-      `let v_${n}_${c} = subgroupMatrixLoad<Right, row_major>(&kv_tile, here + ${n}u * 16u * KV_STRIDE + (${me} * OUT_TILES + ${c}u) * 2u, KV_STRIDE);`,
+      ...(n === 0 && c < ahead ? [] : [loadV(n, c, me)]),
       ...all(ROW_TILES, (r) => `o_${r}_${c} = subgroupMatrixMultiplyAccumulate(left_${r}_${n}, v_${n}_${c}, o_${r}_${c});`),
     ].join('\n')),
   ].join('\n')));

@@ -77,11 +77,11 @@ export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV:
   const { rows, tokens, subgroups, tiles, fetch, splitQ, fixed } = shape;
   const keyTiles = tokens / 16;
   const slices = subgroups / ((rows / 16) * keyTiles);
-  const key = `matrix ${rows}x${tokens} ${subgroups}/${slices}${keyTiles === 1 ? '' : `x${keyTiles}`}${tiles === 1 ? '' : ` ${tiles} tiles`} ${fetch}${splitQ ? ' split' : ''}${fixed ? ' fixed' : ''}`;
+  const key = `matrix ${rows}x${tokens} ${subgroups}/${slices}${keyTiles === 1 ? '' : `x${keyTiles}`}${tiles === 1 ? '' : ` ${tiles} tiles ahead`} ${fetch}${splitQ ? ' split' : ''}${fixed ? ' fixed' : ''}`;
   const threads = subgroups * subgroupSize;
   if (dQk % (16 * slices) !== 0) return `${key}: d_qk = ${dQk} is not a multiple of ${16 * slices}`;
   if (dV % (16 * subgroups) !== 0) return `${key}: d_v = ${dV} is not a multiple of ${16 * subgroups}`;
-  if (threads < tokens || threads / tokens > subgroupSize || threads < rows) return `${key}: ${threads} threads are not made for ${rows} rows and ${tokens} tokens`;
+  if (threads < tokens || threads / Math.min(rows, tokens * tiles) > subgroupSize || threads < rows) return `${key}: ${threads} threads are not made for ${rows} rows and ${tokens} tokens`;
   const sliceSteps = dQk / 16 / slices;
   const qHeld = sliceSteps - (splitQ ? Math.ceil(sliceSteps * SPLIT_Q) : 0);
   const strides = { KV_STRIDE: dQk / 8 + 1, S_STRIDE: tokens / 4, P_STRIDE: tokens / 4 + 2, Q_STRIDE: 2 * slices * (sliceSteps - qHeld) + 1 };
