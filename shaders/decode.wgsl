@@ -44,8 +44,6 @@ fn query_row(row: u32, head_kv: u32, group: u32, h_kv: u32) -> u32 {
   return (row / group) * group * h_kv + head_kv * group + row % group;
 }
 
-fn visible(token: u32, limit: u32) -> vec4<bool> { return vec4<u32>(token) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit); }
-
 fn most_of(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 
 @compute @workgroup_size(THREADS)
@@ -124,7 +122,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
     #end
 
-    // Keys from here on only some rows see.
+    // Keys from here on only some rows see, or none.
     let partly_seen = select(end, min(end, length - min(length, s_q - 1u)), causal);
     if (thread == 0u) { atomicStore(&raised, 0u); }
 
@@ -275,7 +273,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         SUMS
 
         // softmax
-        let partly = token0 + TOKENS > partly_seen; // by some rows, or past the end
+        let partly = token0 + TOKENS > partly_seen;
         #unroll i < THREAD_QUADS
         var score_$i = dots_$i * scale_log2;
         #end
@@ -283,7 +281,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
           // Rare: with a barrier in it compilers leave it a branch.
           workgroupBarrier();
           #unroll i < THREAD_QUADS
-          score_$i = select(vec4<f32>(LOWEST), score_$i, visible(token0 + token_$i, limit_$i));
+          score_$i = select(vec4<f32>(LOWEST), score_$i, vec4<u32>(token0 + token_$i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit_$i));
           #end
         }
         #unroll i < THREAD_QUADS
@@ -342,7 +340,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
         // Keys that only some rows see: what is not a number in their V must not reach the others, since 0 * NaN is NaN.
         // It reaches the rows that see them through the scores.
-        if (causal && token0 + TOKENS > length - min(length, s_q - 1u)) {
+        if (causal && partly) {
           for (var i = thread; i < TOKENS * STRIDE; i += THREADS) { kv_tile[i] = finite_unit(kv_tile[i]); }
           workgroupBarrier();
         }

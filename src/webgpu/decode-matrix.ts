@@ -104,22 +104,22 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelP
 
 /** What follows the bindings. */
 function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
-  const { rows, tokens, threads, subgroups, slices, sliceSteps, qHeld, tiles, fetch, splitQ, fixed, leaving, syntax } = config;
+  const { rows, tokens, threads, qRows, subgroups, slices, sliceSteps, qHeld, tiles, fetch, splitQ, fixed, leaving, syntax } = config;
   const vecs = dQk / 8;
   const ownVecs = dV / 8 / subgroups;
   const restVecs = (dQk - dV) / 8;
   const lanes = threads / subgroups;
-  const qRows = Math.min(rows, tokens * tiles);
   const qLanes = threads / qRows;
   const rowThreads = Math.min(threads / rows, tokens / 4);
+  const outTiles = dV / 16 / subgroups;
   // Steps that have no event are a loop by themselves: elsewhere it costs more than it brings.
   const innerLoop = fixed || rows > 16;
   // Matrices of V that are loaded while all wait for the softmax of all. There are registers for two, where the loop has nothing rare in it.
-  const valuesAhead = tiles === 2 && innerLoop ? Math.min(2, dV / 16 / subgroups) : 0;
+  const valuesAhead = tiles === 2 && innerLoop ? Math.min(2, outTiles) : 0;
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, TILES: tiles, TWO_TILES: tiles === 2, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
-    SLICES: slices, SLICE_STEPS: sliceSteps, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: dV / 16 / subgroups,
+    SLICES: slices, SLICE_STEPS: sliceSteps, S_SLICE: rows * config.strides.S_STRIDE, OUT_TILES: outTiles,
     LANES: lanes, OWN_VECS: ownVecs, OWN_LOADS: Math.ceil((tokens * ownVecs) / lanes), REST_VECS: restVecs,
     REST_LOADS: Math.ceil((tokens * restVecs) / threads), Q_ROWS: qRows, Q_ROUNDS: rows / qRows, Q_LANES: qLanes, Q_SHUFFLES: Math.log2(qLanes), Q_LOADS: Math.ceil(vecs / qLanes),
     FETCH_FIRST: fetch === 'scores',

@@ -38,6 +38,8 @@ export interface MatrixDecodeConfig extends MatrixShape {
   readonly key: string;
   readonly syntax: MatrixSyntax;
   readonly threads: number;
+  /** Rows of Q at a time that go by way of the KV tiles. */
+  readonly qRows: number;
   /** Ways the d_qk sum is cut: a subgroup makes one matrix of S over one slice. */
   readonly slices: number;
   /** Matrices of Q, 16 columns each, that a slice has, and how many of them a subgroup holds in registers. */
@@ -79,9 +81,10 @@ export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV:
   const slices = subgroups / ((rows / 16) * keyTiles);
   const key = `matrix ${rows}x${tokens} ${subgroups}/${slices}${keyTiles === 1 ? '' : `x${keyTiles}`}${tiles === 1 ? '' : ` ${tiles} tiles ahead`} ${fetch}${splitQ ? ' split' : ''}${fixed ? ' fixed' : ''}`;
   const threads = subgroups * subgroupSize;
+  const qRows = Math.min(rows, tokens * tiles);
   if (dQk % (16 * slices) !== 0) return `${key}: d_qk = ${dQk} is not a multiple of ${16 * slices}`;
   if (dV % (16 * subgroups) !== 0) return `${key}: d_v = ${dV} is not a multiple of ${16 * subgroups}`;
-  if (threads < tokens || threads / Math.min(rows, tokens * tiles) > subgroupSize || threads < rows) return `${key}: ${threads} threads are not made for ${rows} rows and ${tokens} tokens`;
+  if (threads < tokens || threads / qRows > subgroupSize || threads < rows) return `${key}: ${threads} threads are not made for ${rows} rows and ${tokens} tokens`;
   const sliceSteps = dQk / 16 / slices;
   const qHeld = sliceSteps - (splitQ ? Math.ceil(sliceSteps * SPLIT_Q) : 0);
   const strides = { KV_STRIDE: dQk / 8 + 1, S_STRIDE: tokens / 4, P_STRIDE: tokens / 4 + 2, Q_STRIDE: 2 * slices * (sliceSteps - qHeld) + 1 };
@@ -94,7 +97,7 @@ export function matrixConfig(shape: MatrixShape, { dQk, dV }: { dQk: number; dV:
   // A padded row apart, so that not all rows of a matrix meet the same banks.
   const round = [4, 2, 1].find((n) => syntax === 'new' && (dV / 16 / subgroups) % n === 0 && 16 * subgroups * (4 * n + 1) <= tiles * sizes.TILE_SIZE);
   return {
-    ...shape, tier: 'matrix', key, syntax, threads, slices, sliceSteps, qHeld, strides, sizes,
+    ...shape, tier: 'matrix', key, syntax, threads, qRows, slices, sliceSteps, qHeld, strides, sizes,
     leaving: round === undefined ? { array: 'slices', O_ROUND: 1, O_STRIDE: 4 } : { array: 'kv_tile', O_ROUND: round, O_STRIDE: 4 * round + 1 },
     workgroupBytes: 16 * (tiles * sizes.TILE_SIZE + sizes.Q_SIZE + sizes.SLICES_SIZE) + 8 * sizes.PROBS_SIZE + (syntax === 'old' ? 16 * rows : 0) + 4 * rows + 16,
   };
