@@ -32,7 +32,7 @@
 // for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, FETCH_NEXT, STAGE, SCORES,
 // V_AHEAD, OUTPUT_AHEAD, OUTPUT, NEXT, LEAVE, and TURNS and STEPS, loops' heads.
 
-/// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum.
+/// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum's inverse.
 var<workgroup> row_scale: array<f32, ROWS>;
 var<workgroup> events: atomic<u32>;
 
@@ -126,14 +126,13 @@ fn row_exponent(most: u32) -> i32 {
   return clamp(exponent - 14, -126, 126);
 }
 
+fn inverse_of(sum: f32) -> f32 { return select(1.0 / sum, 0.0, sum == 0.0); }
+
 // Four columns of a row of O, to `out` or to the partial results.
-fn write_quad(w: Work, row: u32, quad: u32, o: vec4<f32>, sum: f32) {
+fn write_quad(w: Work, row: u32, quad: u32, value: vec4<f32>) {
   let rows = w.s_q * w.group;
-  let value = o * select(1.0 / sum, 0.0, sum == 0.0);
   if (w.partial >= 0) {
-    let at = ((u32(w.partial) * H_KV + w.head_kv) * rows + row) * V_QUADS + quad;
-    partials[2u * at] = value.xy;
-    partials[2u * at + 1u] = value.zw;
+    partials[((u32(w.partial) * H_KV + w.head_kv) * rows + row) * V_QUADS + quad] = value;
   } else {
     out[(w.seq * rows * H_KV + query_row(w, row)) * V_QUADS + quad] = vec2<u32>(pack(value.x, value.y), pack(value.z, value.w));
   }
@@ -159,14 +158,16 @@ fn write_rows(w: Work, first: u32, quad0: u32, thread: u32) {
     let subgroup = i / O_QUADS % SUBGROUPS;
     let quad = i % O_QUADS;
     let o = o_get((subgroup * 16u + row) * O_STRIDE + quad);
-    write_quad(w, row0 + row, subgroup * OUT_TILES * 4u + quad0 + quad, o, row_scale[first + row]);
+    write_quad(w, row0 + row, subgroup * OUT_TILES * 4u + quad0 + quad, o * row_scale[first + row]);
   }
 }
 
 fn write_lse(w: Work, row: u32, highest: f32, sum: f32) {
   let rows = w.s_q * w.group;
   if (w.partial >= 0) {
-    partials[plan[PLAN_LSE_AT] + (u32(w.partial) * H_KV + w.head_kv) * rows + row] = vec2<f32>(partial_lse(highest, sum), 0.0);
+    // Two in an element.
+    let at = plan[PLAN_LSE_AT] + (u32(w.partial) * H_KV + w.head_kv) * rows + row;
+    partials[at / 2u][at % 2u * 2u] = partial_lse(highest, sum);
   } else {
     lse[(w.seq * H_KV + w.head_kv) * rows + (row % w.group) * w.s_q + row / w.group] = lse_bits(highest, sum);
   }
@@ -527,7 +528,7 @@ fn main(
       total += subgroupShuffleXor(total, 1u << $xu);
       #end
       if (owner && lane == 0u) {
-        row_scale[row] = total;
+        row_scale[row] = inverse_of(total);
         if (w.row_base + row < w.s_q * w.group) { write_lse(w, w.row_base + row, bitcast<f32>(state_get(row, 0u).y), total); }
       }
       LEAVE
