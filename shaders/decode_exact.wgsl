@@ -81,8 +81,8 @@ fn exact(w: Work, thread: u32, scale_log2: f32) {
       let row = w.row_base + row0 + r;
       if (r < 4u && row < w.s_q * w.group) {
         let inverse = inverse_of(sum[r]);
-        write_quad(w, row, 2u * (item % V_VECS), acc[2u * i] * inverse);
-        write_quad(w, row, 2u * (item % V_VECS) + 1u, acc[2u * i + 1u] * inverse);
+        write_quad(w, o_row(w, row), 2u * (item % V_VECS), acc[2u * i] * inverse);
+        write_quad(w, o_row(w, row), 2u * (item % V_VECS) + 1u, acc[2u * i + 1u] * inverse);
         if (item % V_VECS == 0u) { write_lse(w, row, highest[r], sum[r]); }
       }
     }

@@ -24,7 +24,7 @@
 // What lives where: O and Q as matrices in registers for as long as the sequence, but for the last of each slice's columns of Q where
 // Q is split; the rows to be staged next in registers, from where the launcher puts FETCH; the KV tiles, the slices of S, P, and what is
 // left of Q in workgroup memory. Neighbours there lie a padded row apart, so that the 8 rows of a matrix load meet different banks. In the padding
-// behind a row of P is the row's state: its scores' scale and its reference, then the first key that it does not see. Its sum is in the
+// behind a row of P is the row's state: its scores' scale and its reference, then the first key that it does not see and where its O belongs. Its sum is in the
 // registers of its lanes. Registers are what this kernel is short of: whatever is not used at each step is somewhere else.
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
@@ -128,13 +128,20 @@ fn row_exponent(most: u32) -> i32 {
 
 fn inverse_of(sum: f32) -> f32 { return select(1.0 / sum, 0.0, sum == 0.0); }
 
-// Four columns of a row of O, to `out` or to the partial results.
-fn write_quad(w: Work, row: u32, quad: u32, value: vec4<f32>) {
+// Where a row of O is, in rows of `partials` or of `out`.
+fn o_row(w: Work, row: u32) -> u32 {
   let rows = w.s_q * w.group;
+  if (w.partial >= 0) { return (u32(w.partial) * H_KV + w.head_kv) * rows + row; }
+  return w.seq * rows * H_KV + query_row(w, row);
+}
+
+// Four columns of a row of O.
+fn write_quad(w: Work, at_row: u32, quad: u32, value: vec4<f32>) {
+  let at = at_row * V_QUADS + quad;
   if (w.partial >= 0) {
-    partials[((u32(w.partial) * H_KV + w.head_kv) * rows + row) * V_QUADS + quad] = value;
+    partials[at] = value;
   } else {
-    out[(w.seq * rows * H_KV + query_row(w, row)) * V_QUADS + quad] = vec2<u32>(pack(value.x, value.y), pack(value.z, value.w));
+    out[at] = vec2<u32>(pack(value.x, value.y), pack(value.z, value.w));
   }
 }
 
@@ -153,12 +160,19 @@ fn write_rows(w: Work, first: u32, quad0: u32, thread: u32) {
   let row0 = w.row_base + first;
   // No constant, so that compilers leave the loop a loop.
   let count = (clamp(w.s_q * w.group, row0, row0 + 16u) - row0) * ROW_QUADS;
-  for (var i = thread; i < count; i += THREADS) {
-    let row = i / ROW_QUADS;
-    let subgroup = i / O_QUADS % SUBGROUPS;
-    let quad = i % O_QUADS;
-    let o = o_get((subgroup * 16u + row) * O_STRIDE + quad);
-    write_quad(w, row0 + row, subgroup * OUT_TILES * 4u + quad0 + quad, o * row_scale[first + row]);
+  for (var i0 = thread; i0 < count; i0 += 4u * THREADS) {
+    // Four on their way at a time.
+    #unroll u < 4
+    let i_$u = min(i0 + $uu * THREADS, count - 1u);
+    let row_$u = i_$u / ROW_QUADS;
+    let subgroup_$u = i_$u / O_QUADS % SUBGROUPS;
+    let quad_$u = i_$u % O_QUADS;
+    let o_$u = o_get((subgroup_$u * 16u + row_$u) * O_STRIDE + quad_$u) * row_scale[first + row_$u];
+    let at_row_$u = state_get(first + row_$u, 1u).y;
+    #end
+    #unroll u < 4
+    if (i0 + $uu * THREADS < count) { write_quad(w, at_row_$u, subgroup_$u * OUT_TILES * 4u + quad0 + quad_$u, o_$u); }
+    #end
   }
 }
 
@@ -379,7 +393,7 @@ fn main(
     workgroupBarrier();
     if (owner && lane == 0u) {
       state_put(row, 0u, vec2<u32>(bitcast<u32>(row_scale[row]), bitcast<u32>(LOWEST)));
-      state_put(row, 1u, vec2<u32>(limit_of(w, row), 0u));
+      state_put(row, 1u, vec2<u32>(limit_of(w, row), o_row(w, w.row_base + row)));
     }
 
     #unroll j < LANE_QUADS

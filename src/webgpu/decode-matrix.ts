@@ -290,9 +290,17 @@ function output({ SUBGROUPS, KEY_TILES, OUT_TILES, ROW_TILES }: Counts, fixed: b
 
 /** O to where it belongs, by way of workgroup memory. */
 function leave({ ROW_TILES, OUT_TILES }: Counts, { array, O_ROUND }: MatrixDecodeConfig['leaving']): string {
-  return all(ROW_TILES, (r) => all(OUT_TILES / O_ROUND, (g) => [
+  const rounds = OUT_TILES / O_ROUND;
+  const put = (i: number): string[] => all(O_ROUND, (j) =>
+    `subgroupMatrixStore<row_major>(&${array}, me * 16u * O_STRIDE + ${4 * j}u, o_${Math.floor(i / rounds)}_${(i % rounds) * O_ROUND + j}, O_STRIDE);`);
+  const count = ROW_TILES * rounds;
+  return [
+    // No constant, or compilers copy it out: what runs once a sequence is long to fetch.
+    `let rounds = min(${count}u, (w.s_q * w.group - w.row_base + 15u) / 16u * ${rounds}u);`,
+    'for (var round = 0u; round < rounds; round++) {',
     'workgroupBarrier();',
-    ...all(O_ROUND, (j) => `subgroupMatrixStore<row_major>(&${array}, me * 16u * O_STRIDE + ${4 * j}u, o_${r}_${g * O_ROUND + j}, O_STRIDE);`),
-    'workgroupBarrier();', `write_rows(w, ${16 * r}u, ${4 * g * O_ROUND}u, thread);`,
-  ].join('\n')).join('\n')).join('\n');
+    'switch round {', ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...put(i), '}'].join('\n')), '}',
+    'workgroupBarrier();', `write_rows(w, round / ${rounds}u * 16u, round % ${rounds}u * ${4 * O_ROUND}u, thread);`,
+    '}',
+  ].join('\n');
 }
