@@ -29,7 +29,7 @@
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, FETCH_NEXT, STAGE, SCORES,
+// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, FETCH_SECOND, FETCH_NEXT, STAGE, STAGE_SECOND, SCORES,
 // V_AHEAD, OUTPUT_AHEAD, OUTPUT, NEXT, LEAVE, and TURNS and STEPS, loops' heads.
 
 /// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum's inverse.
@@ -301,23 +301,41 @@ fn main(
       let fetched = w.begin;
       FETCH
     }
-    // Q by way of the KV tiles, as many rows at a time as they hold, the next ones under way.
+    #if TWO_TILES
+    #unroll v < OWN_LOADS
+    var x2_$v = vec4<u32>();
+    #end
+    #unroll v < REST_LOADS
+    var z2_$v = vec4<u32>();
+    #end
+    {
+      let fetched = w.begin + TOKENS;
+      FETCH_SECOND
+    }
+    #end
+    // Q by way of the KV tiles, as many rows at a time as they hold, all of them under way.
     #unroll k < Q_HELD
     var q_$k = Left();
     #end
+    #unroll t < Q_ROUNDS
     #unroll v < Q_LOADS
-    var y_$v = vec4<u32>();
+    var y_$t_$v = vec4<u32>();
     #end
-    {
-      const rows_at = 0u;
-      FETCH_Q
+    #end
+    if (w.begin < w.end) {
+      #unroll t < Q_ROUNDS
+      {
+        const rows_at = $tu * Q_ROWS;
+        FETCH_Q
+      }
+      #end
     }
     #unroll t < Q_ROUNDS
     workgroupBarrier();
     {
       var most = 0u;
       #unroll v < Q_LOADS
-      most = max(most, magnitude(y_$v));
+      most = max(most, magnitude(y_$t_$v));
       #end
       #unroll x < Q_SHUFFLES
       most = max(most, subgroupShuffleXor(most, 1u << $xu));
@@ -326,12 +344,8 @@ fn main(
       let up = power_of_two(-exponent);
       if (q_vec == 0u) { row_scale[$tu * Q_ROWS + q_row] = scale_log2 * power_of_two(exponent); }
       #unroll v < Q_LOADS
-      if (q_vec + $vu * Q_LANES < VECS) { tile_put(q_row * KV_STRIDE + q_vec + $vu * Q_LANES, scaled(y_$v, up)); }
+      if (q_vec + $vu * Q_LANES < VECS) { tile_put(q_row * KV_STRIDE + q_vec + $vu * Q_LANES, scaled(y_$t_$v, up)); }
       #end
-    }
-    {
-      const rows_at = ($tu + 1u) * Q_ROWS;
-      FETCH_Q
     }
     workgroupBarrier();
     if (row_tile / (Q_ROWS / 16u) == $tu) {
@@ -379,12 +393,8 @@ fn main(
     #end
     #if TWO_TILES
     {
-      let fetched = w.begin + TOKENS;
-      FETCH
-    }
-    {
       const here = TILE_SIZE;
-      STAGE
+      STAGE_SECOND
     }
     var here = 0u; // the tile of the step at hand
     #else

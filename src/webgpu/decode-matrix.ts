@@ -138,7 +138,9 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
     .replaceAll(/^ *NEXT$/gm, next(values))
     .replaceAll(/^ *FETCH_Q$/gm, fetchQ(values))
     .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed))
+    .replaceAll(/^ *FETCH_SECOND$/gm, second(fetchRows(values, segments, !fixed)))
     .replaceAll(/^ *STAGE$/gm, stage(values))
+    .replaceAll(/^ *STAGE_SECOND$/gm, second(stage(values)))
     .replace(/^ *LEAVE$/m, leave(values, leaving))
     .replace(/^ *SCORES$/m, scores(values, fixed))
     .replaceAll(/^ *V_AHEAD$/gm, all(valuesAhead, (c) => loadV(0, c, 'me')).join('\n'))
@@ -230,11 +232,14 @@ function fetchQ({ Q_LOADS, Q_LANES, VECS }: Counts): string {
   // Past the row's end its last vector again.
   const vecOf = (v: number): string => ((v + 1) * Q_LANES <= VECS ? `q_vec + ${v * Q_LANES}u` : `min(q_vec + ${v * Q_LANES}u, VECS - 1u)`);
   return [
-    'if (rows_at < ROWS && w.begin < w.end) {',
     'let at = q_at(w, rows_at + q_row);',
-    ...all(Q_LOADS, (v) => `y_${v} = q[at + ${vecOf(v)}];`),
-    '}',
+    ...all(Q_LOADS, (v) => `y_$t_${v} = q[at + ${vecOf(v)}];`),
   ].join('\n');
+}
+
+/** The same of a sequence's second step, which is under way with the first where there is a second tile. */
+function second(text: string): string {
+  return text.replaceAll(/\b([xz])_(?=\d)/g, (_, name: string) => `${name}2_`);
 }
 
 /** The rows that are under way into the tile that this subgroup has made its output of, and on to the next step. */
