@@ -54,6 +54,7 @@ const SMALLEST = 0x3b00u;
 
 /// What a workgroup knows of its rows and of the sequence at hand.
 struct Work {
+  /// The sequence's number in the batch.
   seq: u32,
   begin: u32,
   end: u32,
@@ -238,8 +239,9 @@ fn main(
   let part = workgroup.x;
   let scale_log2 = bitcast<f32>(plan[PLAN_SCALE]);
   let part_at = PLAN_PARTS + part * 8u;
-  let first_seq = plan[part_at];
-  let last_seq = plan[part_at + 2u];
+  // Places in the schedule's order.
+  let first_place = plan[part_at];
+  let last_place = plan[part_at + 2u];
 
   var w: Work;
   w.row_base = workgroup.y * ROWS;
@@ -270,21 +272,22 @@ fn main(
   let row = min(thread / ROW_THREADS, ROWS - 1u);
   let lane = thread % ROW_THREADS;
 
-  for (var seq = first_seq; seq <= last_seq; seq++) {
-    w.seq = seq;
-    w.length = plan[plan[PLAN_SEQS_AT] + seq * 4u];
+  for (var place = first_place; place <= last_place; place++) {
+    let seq_at = plan[PLAN_SEQS_AT] + place * 4u;
+    w.length = plan[seq_at];
+    w.seq = plan[seq_at + 1u];
     w.begin = 0u;
     w.end = w.length;
     w.partial = -1;
-    if (seq == last_seq) {
+    if (place == last_place) {
       w.end = min(w.length, plan[part_at + 3u] << w.block_shift);
       w.partial = bitcast<i32>(plan[part_at + 7u]);
     }
-    if (seq == first_seq) {
+    if (place == first_place) {
       w.begin = plan[part_at + 1u] << w.block_shift;
       w.partial = bitcast<i32>(plan[part_at + 6u]);
     }
-    w.table_at = plan[PLAN_TABLE_AT] + seq * plan[PLAN_TABLE_STRIDE];
+    w.table_at = plan[PLAN_TABLE_AT] + place * plan[PLAN_TABLE_STRIDE];
 
     if (thread == 0u) { atomicStore(&events, 0u); }
     // The first step's rows. A step's are in one block. Each thread looks it up by its own row, though: what a compiler knows to be the same for all goes

@@ -63,11 +63,16 @@ export type IndexInput = MlaTensor | HostTensor | Int32Array;
 /** The tile scheduler's result: which part of the machine takes which KV blocks. Made once a step, reused by every layer. */
 export interface MlaMetadata {
   /**
-   * [parts, 8] i32, a row a part: first sequence, first block in it, last sequence, end block in it (exclusive),
+   * [parts, 8] i32, a row a part: place of its first sequence, first block in it, place of its last sequence, end block in it (exclusive),
    * index of the first sequence's split that this part computes, 1 when the first sequence is split, 1 when the
    * last is, 0.
    */
   readonly tileSchedulerMetadata: Int32Array;
+  /**
+   * [b] i32, the sequence at each place: parts take sequences in this order. Where that order is another than the batch's, more of the
+   * sequences end where a part does, and fewer are split.
+   */
+  readonly order: Int32Array;
   /** [b + 1] i32, prefix sums of the number of splits of each sequence. */
   readonly numSplits: Int32Array;
   /** [b] i32, the lengths it was made for. */
@@ -133,6 +138,8 @@ export interface ScheduleInfo {
   readonly mostSmallParts?: number;
   /** What each sequence costs a part that works on it, besides its tokens, in tokens; 0 when absent. */
   readonly sequenceTokens?: number;
+  /** Whether its kernels take sequences in whatever order the schedule lays them; only in the batch's when absent. */
+  readonly anyOrder?: boolean;
   /** What tuning found, in place of `slots` and `rowTiles`, for calls of these rows, heads and loads. */
   readonly tuned?: readonly TunedSchedule[];
 }

@@ -4,15 +4,17 @@
  * Header, a row a part, a row a sequence, a row a split sequence, the block table. It is made on the host once per
  * (metadata, block table) and reused by every layer of a step.
  *
+ * Sequences are numbered by their places in the schedule's order, except where they are said to be the batch's.
+ *
  * Row of a part: the scheduler's first four numbers (first sequence, its first block, last sequence, end in it), then what
  * saves a kernel dependent loads: length of the first sequence, id of its first block here, and the index of the partial
  * result to leave of the first and of the last sequence, -1 when it is not split.
- * Row of a sequence: length, first part that works on it, number of its splits, index of its first partial result. A part
+ * Row of a sequence: length, which of the batch's it is, number of its splits, index of its first partial result. A part
  * leaves its partial result of its first sequence at 2 * part, of its last, when that is another, at 2 * part + 1.
- * Row of a split sequence: which it is, then the last three numbers of its row.
+ * Row of a split sequence: which of the batch's it is, first part that works on it, number of its splits, index of its first partial result.
  */
 import type { DecodeOp } from './backend.ts';
-import { PART_STRIDE } from './schedule.ts';
+import { PART_STRIDE, inBatchOrder } from './schedule.ts';
 
 /** Where the header's fields and the parts are, for the kernels. */
 export const PLAN_LAYOUT = {
@@ -47,12 +49,15 @@ export function partialBytes(parts: number, { sQ, hQ, dV }: Pick<DecodeOp, 'sQ' 
 /** What of a call a plan is made of. */
 export type PlanOp = Pick<DecodeOp, 'metadata' | 'b' | 'sQ' | 'hQ' | 'hKv' | 'dV' | 'blockSize' | 'maxBlocksPerSeq' | 'softmaxScale' | 'causal'>;
 
-export function makePlan(op: PlanOp, blockTable: Int32Array): Plan {
-  const { metadata, b, sQ, hQ, dV } = op;
-  const { parts, tileSchedulerMetadata, numSplits, cacheSeqlens } = metadata;
-  const splits = (i: number): number => numSplits[i + 1]! - numSplits[i]!;
+/** @param anyOrder whether the kernels take sequences in any order; in the batch's the plan may have fewer parts than the metadata */
+export function makePlan(op: PlanOp, blockTable: Int32Array, anyOrder: boolean): Plan {
+  const { b, sQ, hQ, dV } = op;
+  const metadata = anyOrder ? op.metadata : inBatchOrder(op.metadata);
+  const { parts, tileSchedulerMetadata, order, numSplits } = metadata;
+  const splits = (place: number): number => numSplits[order[place]! + 1]! - numSplits[order[place]!]!;
+  const length = (place: number): number => metadata.cacheSeqlens[order[place]!]!;
   const split: number[] = [];
-  for (let i = 0; i < b; i++) if (splits(i) > 1) split.push(i);
+  for (let place = 0; place < b; place++) if (splits(place) > 1) split.push(place);
 
   const seqsAt = PLAN_LAYOUT.PLAN_PARTS + parts * PART_STRIDE;
   const splitAt = seqsAt + b * 4;
@@ -75,18 +80,21 @@ export function makePlan(op: PlanOp, blockTable: Int32Array): Plan {
   for (let p = 0; p < parts; p++) {
     const first = tileSchedulerMetadata[p * PART_STRIDE]!;
     const last = tileSchedulerMetadata[p * PART_STRIDE + 2]!;
-    for (let i = first; i <= last; i++) if (firstPart[i]! < 0) firstPart[i] = p;
+    for (let place = first; place <= last; place++) if (firstPart[place]! < 0) firstPart[place] = p;
   }
-  const partial = (p: number, i: number): number => 2 * p + (tileSchedulerMetadata[p * PART_STRIDE] === i ? 0 : 1);
+  const partial = (p: number, place: number): number => 2 * p + (tileSchedulerMetadata[p * PART_STRIDE] === place ? 0 : 1);
   for (let p = 0; p < parts; p++) {
     const [first, block, last, end] = tileSchedulerMetadata.subarray(p * PART_STRIDE, p * PART_STRIDE + 4) as unknown as [number, number, number, number];
-    const id = cacheSeqlens[first]! > 0 ? blockTable[first * op.maxBlocksPerSeq + block]! : 0;
-    const partialOf = (i: number): number => (splits(i) > 1 ? partial(p, i) : -1);
-    words.set([first, block, last, end, cacheSeqlens[first]!, id, partialOf(first), partialOf(last)], PLAN_LAYOUT.PLAN_PARTS + p * PART_STRIDE);
+    const id = length(first) > 0 ? blockTable[order[first]! * op.maxBlocksPerSeq + block]! : 0;
+    const partialOf = (place: number): number => (splits(place) > 1 ? partial(p, place) : -1);
+    words.set([first, block, last, end, length(first), id, partialOf(first), partialOf(last)], PLAN_LAYOUT.PLAN_PARTS + p * PART_STRIDE);
   }
-  const whereabouts = (i: number): number[] => [firstPart[i]!, splits(i), partial(firstPart[i]!, i)];
-  for (let i = 0; i < b; i++) words.set([cacheSeqlens[i]!, ...whereabouts(i)], seqsAt + i * 4);
-  split.forEach((seq, i) => words.set([seq, ...whereabouts(seq)], splitAt + i * 4));
-  words.set(blockTable, tableAt);
-  return { words, parts, splitSequences: split.length, mostSplits: split.reduce((most, i) => Math.max(most, splits(i)), 1) };
+  const firstPartial = (place: number): number => partial(firstPart[place]!, place);
+  for (let place = 0; place < b; place++) {
+    const sequence = order[place]!;
+    words.set([length(place), sequence, splits(place), firstPartial(place)], seqsAt + place * 4);
+    words.set(blockTable.subarray(sequence * op.maxBlocksPerSeq, (sequence + 1) * op.maxBlocksPerSeq), tableAt + place * op.maxBlocksPerSeq);
+  }
+  split.forEach((place, i) => words.set([order[place]!, firstPart[place]!, splits(place), firstPartial(place)], splitAt + i * 4));
+  return { words, parts, splitSequences: split.length, mostSplits: split.reduce((most, place) => Math.max(most, splits(place)), 1) };
 }

@@ -1,13 +1,12 @@
 /**
  * The tile scheduler: cuts the KV blocks of a ragged batch into even, contiguous parts. Pure.
  *
- * All sequences are laid end to end, and parts take KV blocks in turn until they are full: a sequence is split only where a
- * part ends inside it, and the same input always gives the same parts. What a part does costs it its blocks and, for each
- * sequence that it works on, what the machine says that a sequence costs besides. Parts are as small as they can be with as
- * many as are wanted; then they are as few as that allows: sequences of one length are cut alike, and there is less to merge.
- * A sequence of length zero counts as one block, so that some part writes its (zero) output.
+ * All sequences are laid end to end, and parts take KV blocks in turn until they are full (layout.ts). The same input always gives the same
+ * parts. A sequence costs each part that works on it what the machine says, besides its blocks. Where a machine takes sequences in any order,
+ * they lie so that few are split. A sequence of length zero counts as one block, so that some part writes its (zero) output.
  */
 import { MlaError, describe } from './errors.ts';
+import { layInAnyOrder, layInOrder, type Layout } from './layout.ts';
 import type { LoadClass, MetadataArgs, MlaMetadata, ScheduleInfo } from './mla.ts';
 
 /** i32 numbers a part in `tileSchedulerMetadata`. */
@@ -74,54 +73,6 @@ export function blockUnits(length: number, blockSize: number): number {
   return Math.max(1, Math.ceil(length / blockSize));
 }
 
-/** What a part works on: from a block of its first sequence to a block of its last. */
-interface Part {
-  readonly first: number;
-  readonly block: number;
-  last: number;
-  /** Past its last block, in the last sequence. */
-  end: number;
-}
-
-/**
- * Fills parts in turn, none with more than `capacity`, in tokens.
- *
- * @param units blocks a sequence
- * @param overhead of each sequence in a part, in tokens
- */
-function fill(units: readonly number[], blockSize: number, overhead: number, capacity: number): Part[] {
-  const parts: Part[] = [];
-  let room = 0;
-  units.forEach((blocks, seq) => {
-    for (let block = 0; block < blocks; ) {
-      if (room < overhead + blockSize) {
-        parts.push({ first: seq, block, last: seq, end: block });
-        room = capacity;
-      }
-      const taken = Math.min(blocks - block, Math.floor((room - overhead) / blockSize));
-      room -= overhead + taken * blockSize;
-      block += taken;
-      const part = parts[parts.length - 1]!;
-      part.last = seq;
-      part.end = block;
-    }
-  });
-  return parts;
-}
-
-/** The smallest parts of which there are no more than `most`. */
-function cut(units: readonly number[], blockSize: number, overhead: number, most: number): Part[] {
-  const cost = units.reduce((sum, blocks) => sum + overhead + blocks * blockSize, 0);
-  let low = Math.max(Math.ceil(cost / most), overhead + blockSize);
-  let high = low + 2 * overhead + blockSize; // enough: cuts add an overhead each, and a part is full when a block and its overhead do not fit
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
-    if (fill(units, blockSize, overhead, middle).length <= most) high = middle;
-    else low = middle + 1;
-  }
-  return fill(units, blockSize, overhead, high);
-}
-
 /**
  * @param machine what the backend says of its device
  * @throws MlaError invalid-argument (types, block size), out-of-range (negative length)
@@ -137,28 +88,38 @@ export function getMlaMetadata(args: MetadataArgs, machine: ScheduleInfo): MlaMe
   }
   checkSeqlens(cacheSeqlens);
 
-  const b = cacheSeqlens.length;
-  const { minTokensPerPart, mostSmallParts = Infinity, sequenceTokens = 0 } = machine;
+  const { minTokensPerPart, mostSmallParts = Infinity, sequenceTokens = 0, anyOrder = false } = machine;
   const units = Array.from(cacheSeqlens, (length) => blockUnits(length, blockSize));
   const tokens = cacheSeqlens.reduce((sum, length) => sum + length, 0);
   const wanted = partsTarget(machine, { rows: numQTokensPerHeadK, numHeadsK, blockSize, load: loadOf(cacheSeqlens) });
   const small = Math.min(Math.ceil(tokens / minTokensPerPart), mostSmallParts);
-  const worthwhile = Math.max(1, small, Math.ceil(tokens / (2 * minTokensPerPart)), b);
-  const parts = cut(units, blockSize, sequenceTokens, Math.min(wanted, worthwhile));
+  const worthwhile = Math.max(1, small, Math.ceil(tokens / (2 * minTokensPerPart)), cacheSeqlens.length);
+  const lay = anyOrder ? layInAnyOrder : layInOrder;
+  const layout = lay({ units, blockSize, overhead: sequenceTokens }, Math.min(wanted, worthwhile));
+  return metadataOf(layout, { cacheSeqlens: cacheSeqlens.slice(), numQTokensPerHeadK, numHeadsK, blockSize });
+}
 
+/** The same call in no more parts, which take sequences in the batch's order: for kernels that take them in no other. */
+export function inBatchOrder(metadata: MlaMetadata): MlaMetadata {
+  const { order, cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize, parts } = metadata;
+  if (order.every((sequence, place) => sequence === place)) return metadata;
+  const units = Array.from(cacheSeqlens, (length) => blockUnits(length, blockSize));
+  return metadataOf(layInOrder({ units, blockSize, overhead: 0 }, parts), { cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize });
+}
+
+function metadataOf({ order, parts }: Layout, call: Pick<MlaMetadata, 'cacheSeqlens' | 'numQTokensPerHeadK' | 'numHeadsK' | 'blockSize'>): MlaMetadata {
   const tileSchedulerMetadata = new Int32Array(parts.length * PART_STRIDE);
-  const splits = new Int32Array(b);
+  /** Of the sequence at each place. */
+  const splits = new Int32Array(order.length);
   parts.forEach(({ first, block, last, end }, p) => {
     tileSchedulerMetadata.set([first, block, last, end, splits[first]!], p * PART_STRIDE);
-    for (let seq = first; seq <= last; seq++) splits[seq]!++;
+    for (let place = first; place <= last; place++) splits[place]!++;
   });
   parts.forEach(({ first, last }, p) => tileSchedulerMetadata.set([splits[first]! > 1 ? 1 : 0, splits[last]! > 1 ? 1 : 0], p * PART_STRIDE + 5));
-  const numSplits = new Int32Array(b + 1);
-  splits.forEach((n, i) => (numSplits[i + 1] = numSplits[i]! + n));
-  return {
-    tileSchedulerMetadata, numSplits, cacheSeqlens: cacheSeqlens.slice(),
-    numQTokensPerHeadK, numHeadsK, blockSize, parts: parts.length,
-  };
+  const numSplits = new Int32Array(order.length + 1);
+  order.forEach((sequence, place) => (numSplits[sequence + 1] = splits[place]!));
+  for (let i = 0; i < order.length; i++) numSplits[i + 1]! += numSplits[i]!;
+  return { tileSchedulerMetadata, order: Int32Array.from(order), numSplits, parts: parts.length, ...call };
 }
 
 /** @throws MlaError unless `value` is an Int32Array of lengths >= 0, at least one */

@@ -211,7 +211,7 @@ function checkBlockTable(table: Int32Array, maxBlocksPerSeq: number, seqlens: In
 function checkMetadata(metadata: MlaMetadata, { sQ, hQ, hKv, blockSize }: Problem, seqlens: Int32Array): void {
   const mismatch = (field: string, expected: string, got: string): MlaError =>
     new MlaError('metadata-mismatch', 'made for another call', { argument: `metadata.${field}`, expected, got, fix: 'Call getMlaMetadata with this step’s lengths and shape' });
-  if (typeof metadata !== 'object' || metadata === null || !(metadata.cacheSeqlens instanceof Int32Array)) {
+  if (typeof metadata !== 'object' || metadata === null || !(metadata.cacheSeqlens instanceof Int32Array) || !(metadata.order instanceof Int32Array)) {
     throw new MlaError('invalid-argument', 'not metadata', { argument: 'metadata', expected: 'the result of getMlaMetadata', got: describe(metadata) });
   }
   const rows = (sQ * hQ) / hKv;

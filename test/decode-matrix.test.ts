@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { fromBf16 } from '../src/bf16.ts';
 import type { Mla } from '../src/mla.ts';
 import { createMla } from '../src/node.ts';
+import { getMlaMetadata } from '../src/schedule.ts';
 import { decodeCandidates, type DecodeProblem, type DeviceTraits } from '../src/webgpu/config.ts';
 import { decodeMatrixKernel } from '../src/webgpu/decode-matrix.ts';
 import { MATRIX_SHAPES, matrixConfig, type MatrixDecodeConfig, type MatrixShape } from '../src/webgpu/matrix-config.ts';
@@ -207,6 +208,15 @@ describe.each([
   // A branch a subgroup takes a software adapter's compiler most of this suite's time, for each type and number of KV heads. Neither where
   // products find their operands nor when rows are converted depends on the number of heads.
   const wanted = key.endsWith('fixed') ? cases.filter(({ hKv = 1 }) => hKv === 1) : cases;
+  test('sequences in an order in which none is split', async () => {
+    const c = makeCase({ ...narrow, b: 7, sQ: 1, sK: 0, hQ: 16, seqlens: [190, 380, 128, 250, 512, 320, 256] });
+    const call = { cacheSeqlens: c.cacheSeqlens, numQTokensPerHeadK: c.hQ, numHeadsK: 1, blockSize: c.blockSize };
+    const metadata = getMlaMetadata(call, { ...mla.info.schedule, slots: 4, minTokensPerPart: 64 });
+    expect([...metadata.order]).toEqual([4, 1, 2, 5, 0, 3, 6]);
+    expect(metadata.numSplits).toEqual(Int32Array.from({ length: c.b + 1 }, (_, i) => i));
+    expectRight(c, await run(mla, c, { metadata }));
+  });
+
   test.each(wanted.map((options): [string, CaseOptions] => [JSON.stringify(options), options]))('%s', async (_, options) => {
     expect(mla.info.tier).toBe('matrix');
     const c = makeCase(options);

@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { MetadataArgs, MlaMetadata, ScheduleInfo } from '../src/mla.ts';
-import { getMlaMetadata } from '../src/schedule.ts';
+import { getMlaMetadata, inBatchOrder } from '../src/schedule.ts';
 import { expectRefusal } from './check.ts';
 
 const machines: fc.Arbitrary<ScheduleInfo> = fc.record({
@@ -11,6 +11,7 @@ const machines: fc.Arbitrary<ScheduleInfo> = fc.record({
   minTokensPerPart: fc.constantFrom(1, 64, 256, 1024),
   mostSmallParts: fc.constantFrom(1, 20, Infinity),
   sequenceTokens: fc.constantFrom(0, 100, 128, 1000),
+  anyOrder: fc.boolean(),
 });
 
 const problems: fc.Arbitrary<MetadataArgs & { blockSize: number }> = fc.record({
@@ -27,21 +28,24 @@ const units = (length: number, blockSize: number): number => Math.max(1, Math.ce
 
 interface Piece {
   readonly part: number;
+  /** The sequence's place in the schedule's order. */
+  readonly place: number;
   readonly sequence: number;
   readonly from: number;
   readonly to: number;
 }
 
 /** What each part computes, in order, as the rows of `tileSchedulerMetadata` say. */
-function pieces({ tileSchedulerMetadata: rows, parts, cacheSeqlens, blockSize }: MlaMetadata): Piece[] {
+function pieces({ tileSchedulerMetadata: rows, order, parts, cacheSeqlens, blockSize }: MlaMetadata): Piece[] {
   const all: Piece[] = [];
   for (let part = 0; part < parts; part++) {
     const [first, from, last, to] = rows.subarray(part * 8) as unknown as [number, number, number, number];
-    for (let sequence = first; sequence <= last; sequence++) {
+    for (let place = first; place <= last; place++) {
+      const sequence = order[place]!;
       all.push({
-        part, sequence,
-        from: sequence === first ? from : 0,
-        to: sequence === last ? to : units(cacheSeqlens[sequence]!, blockSize),
+        part, place, sequence,
+        from: place === first ? from : 0,
+        to: place === last ? to : units(cacheSeqlens[sequence]!, blockSize),
       });
     }
   }
@@ -50,6 +54,13 @@ function pieces({ tileSchedulerMetadata: rows, parts, cacheSeqlens, blockSize }:
 
 function holds(property: (metadata: MlaMetadata, args: MetadataArgs & { blockSize: number }, machine: ScheduleInfo) => void): void {
   fc.assert(fc.property(problems, machines, (args, machine) => property(getMlaMetadata(args, machine), args, machine)), { numRuns: 300 });
+}
+
+/** What each part costs: its blocks, and its sequences besides. */
+function costs(metadata: MlaMetadata, sequenceTokens = 0): number[] {
+  const work = Array.from({ length: metadata.parts }, () => 0);
+  for (const { part, from, to } of pieces(metadata)) work[part]! += (to - from) * metadata.blockSize + sequenceTokens;
+  return work;
 }
 
 describe('getMlaMetadata', () => {
@@ -64,16 +75,53 @@ describe('getMlaMetadata', () => {
 
   test('covers every block once, in order, without gaps', () =>
     holds((metadata, { cacheSeqlens, blockSize }) => {
-      let sequence = 0;
+      let place = 0;
       let block = 0;
       for (const piece of pieces(metadata)) {
-        expect([piece.sequence, piece.from]).toEqual([sequence, block]);
+        expect([piece.place, piece.from]).toEqual([place, block]);
         expect(piece.to).toBeGreaterThan(piece.from);
-        const end = units(cacheSeqlens[sequence]!, blockSize);
+        const end = units(cacheSeqlens[piece.sequence]!, blockSize);
         expect(piece.to).toBeLessThanOrEqual(end);
-        [sequence, block] = piece.to === end ? [sequence + 1, 0] : [sequence, piece.to];
+        [place, block] = piece.to === end ? [place + 1, 0] : [place, piece.to];
       }
-      expect([sequence, block]).toEqual([cacheSeqlens.length, 0]);
+      expect([place, block]).toEqual([cacheSeqlens.length, 0]);
+    }));
+
+  test('gives each sequence one place, the one it has in the batch unless it may have any', () =>
+    holds(({ order }, { cacheSeqlens }, { anyOrder }) => {
+      const batch = Int32Array.from(cacheSeqlens.keys());
+      expect(order.slice().sort()).toEqual(batch);
+      if (!anyOrder) expect(order).toEqual(batch);
+    }));
+
+  test('in any order splits fewer sequences or leaves the order alone, and makes no part larger', () =>
+    holds((metadata, args, machine) => {
+      const other = getMlaMetadata(args, { ...machine, anyOrder: !machine.anyOrder });
+      const [free, plain] = machine.anyOrder ? [metadata, other] : [other, metadata];
+      if (pieces(free).length === pieces(plain).length) expect(free).toEqual(plain);
+      else expect(pieces(free).length).toBeLessThan(pieces(plain).length);
+      expect(Math.max(...costs(free, machine.sequenceTokens))).toBeLessThanOrEqual(Math.max(...costs(plain, machine.sequenceTokens)));
+    }));
+
+  test('in any order splits less than a third as many sequences of a large ragged batch', () => {
+    const cacheSeqlens = Int32Array.from({ length: 128 }, (_, i) => 1700 + ((i * 7919) % 14_000));
+    const split = (anyOrder: boolean): number => {
+      const { numSplits } = getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: 128, numHeadsK: 1 }, { slots: 132, rowTiles: [64], minTokensPerPart: 64, sequenceTokens: 192, anyOrder });
+      return [...cacheSeqlens.keys()].filter((i) => numSplits[i + 1]! - numSplits[i]! > 1).length;
+    };
+    expect(split(false)).toBeGreaterThan(55);
+    expect(split(true)).toBeLessThan(split(false) / 3);
+  });
+
+  test('goes back to the batch’s order for kernels that take no other, in no more parts', () =>
+    holds((metadata) => {
+      const back = inBatchOrder(metadata);
+      expect(back.order).toEqual(Int32Array.from(metadata.order.keys()));
+      expect(back.parts).toBeLessThanOrEqual(metadata.parts);
+      expect(pieces(back).map(({ place }) => place)).toEqual(pieces(back).map(({ sequence }) => sequence));
+      const { order, cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize } = metadata;
+      expect(back).toMatchObject({ cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize });
+      if (order.every((sequence, place) => sequence === place)) expect(back).toBe(metadata);
     }));
 
   test('gives an empty sequence exactly one unit', () =>
@@ -85,13 +133,6 @@ describe('getMlaMetadata', () => {
         expect(metadata.numSplits[i + 1]! - metadata.numSplits[i]!).toBe(1);
       });
     }));
-
-  /** What each part costs: its blocks, and its sequences besides. */
-  const costs = (metadata: MlaMetadata, sequenceTokens = 0): number[] => {
-    const work = Array.from({ length: metadata.parts }, () => 0);
-    for (const { part, from, to } of pieces(metadata)) work[part]! += (to - from) * metadata.blockSize + sequenceTokens;
-    return work;
-  };
 
   test('makes parts as small as can be with so many, none of them empty', () =>
     holds((metadata, { blockSize }, { sequenceTokens }) => {
@@ -116,20 +157,20 @@ describe('getMlaMetadata', () => {
 
   test('counts splits as the parts make them', () =>
     holds((metadata, { cacheSeqlens }) => {
-      const { numSplits, tileSchedulerMetadata: rows, parts } = metadata;
+      const { numSplits, tileSchedulerMetadata: rows, order, parts } = metadata;
       const all = pieces(metadata);
       expect(numSplits[0]).toBe(0);
       for (let i = 0; i < cacheSeqlens.length; i++) {
         const mine = all.filter((piece) => piece.sequence === i);
         expect(numSplits[i + 1]! - numSplits[i]!).toBe(mine.length);
       }
-      const splitsOf = (sequence: number): number => numSplits[sequence + 1]! - numSplits[sequence]!;
+      const splitsOf = (place: number): number => numSplits[order[place]! + 1]! - numSplits[order[place]!]!;
       for (let part = 0; part < parts; part++) {
         const [first, , last, , index, firstSplit, lastSplit, zero] = rows.subarray(part * 8) as unknown as number[];
-        expect(index).toBe(all.filter((piece) => piece.sequence === first && piece.part < part).length);
+        expect(index).toBe(all.filter((piece) => piece.place === first && piece.part < part).length);
         expect([firstSplit, lastSplit, zero]).toEqual([splitsOf(first!) > 1 ? 1 : 0, splitsOf(last!) > 1 ? 1 : 0, 0]);
         // Only the ends of a part can be split; what lies between is whole.
-        for (let s = first! + 1; s < last!; s++) expect(splitsOf(s)).toBe(1);
+        for (let place = first! + 1; place < last!; place++) expect(splitsOf(place)).toBe(1);
       }
     }));
 

@@ -120,14 +120,14 @@ function makeMerge({ lengths, slots, sQ, hQ, hKv, dV }: { lengths: number[]; slo
   const rows = 2 * metadata.parts * sQ * hQ;
   partials.set(random.normals(rows * dV, 1));
   for (let i = 0; i < rows; i++) partials[rows * dV + 2 * i] = 40 * (random.uniform() - 0.5);
-  return { op, plan: makePlan(op, new Int32Array(lengths.length)), partials };
+  return { op, plan: makePlan(op, new Int32Array(lengths.length), false), partials };
 }
 
 /** Places of a row's partial results, in the order of its splits. */
 function places({ op, plan }: Merge, seq: number, row: number): number[] {
   const seqs = new Int32Array(plan.words.buffer).subarray(plan.words[2]! + seq * 4);
-  const [, firstPart, splits, first] = seqs as unknown as [number, number, number, number];
-  return Array.from({ length: splits }, (_, s) => (s === 0 ? first : 2 * (firstPart + s)) * op.sQ * op.hQ + row);
+  const [, , splits, first] = seqs as unknown as [number, number, number, number];
+  return Array.from({ length: splits }, (_, s) => (s === 0 ? first : 2 * (Math.floor(first / 2) + s)) * op.sQ * op.hQ + row);
 }
 
 describe('the merge on a device', () => {

@@ -12,14 +12,15 @@ export interface Stretch {
 }
 
 /** What the rows of `tileSchedulerMetadata` say. A sequence of no tokens counts as one block. */
-export function stretchesOf({ tileSchedulerMetadata, cacheSeqlens, blockSize, parts }: MlaMetadata): Stretch[] {
+export function stretchesOf({ tileSchedulerMetadata, order, cacheSeqlens, blockSize, parts }: MlaMetadata): Stretch[] {
   const stretches: Stretch[] = [];
   const stride = tileSchedulerMetadata.length / parts;
   for (let part = 0; part < parts; part++) {
     const [from, begin, to, end] = tileSchedulerMetadata.subarray(part * stride, part * stride + 4) as unknown as [number, number, number, number];
-    for (let sequence = from; sequence <= to; sequence++) {
+    for (let place = from; place <= to; place++) {
+      const sequence = order[place]!;
       const blocks = Math.max(1, Math.ceil(cacheSeqlens[sequence]! / blockSize));
-      stretches.push({ part, sequence, first: sequence === from ? begin : 0, end: sequence === to ? end : blocks });
+      stretches.push({ part, sequence, first: place === from ? begin : 0, end: place === to ? end : blocks });
     }
   }
   return stretches;

@@ -50,7 +50,7 @@ export class Plans {
   }
 
   #make(op: DecodeOp, table: TensorId | undefined, indices: Int32Array): PlanOnDevice {
-    const { words: plan, parts } = makePlan(op, indices);
+    const { words: plan, parts } = makePlan(op, indices, false);
     const sequencesAt = plan[PLAN_LAYOUT.PLAN_SEQS_AT]!;
     const { items, mostSplits } = mergeItems(new Int32Array(plan.buffer, sequencesAt * 4, op.b * 4), op.sQ * op.hQ);
     const kvBlocks = op.metadata.cacheSeqlens.reduce((sum, length) => sum + Math.ceil(length / BLOCK_TOKENS), 0);

@@ -64,7 +64,7 @@ export class DecodeCalls {
       chosen.coming = undefined;
     }
     for (const { allocations } of [kv, tensors.q, tensors.out, tensors.lse]) submission.use(allocations);
-    const plan = this.#plan(op, submission);
+    const plan = this.#plan(op, config.tier === 'matrix', submission);
     const partials = this.#partialsOf(op, rows, schedule, submission);
     encodeDecode(submission.pass, bindGroups, kernels, op, config, traits, plan, { q, plan: plan.allocation.buffer, partials, out, lse, kv: kv.buffers });
   }
@@ -107,11 +107,11 @@ export class DecodeCalls {
     return chosen;
   }
 
-  #plan(op: DecodeOp, submission: Submission): PlanOnDevice {
-    const rest = `${op.metadataId}/${op.sQ}/${op.dV}/${op.softmaxScale}/${op.causal}`;
+  #plan(op: DecodeOp, anyOrder: boolean, submission: Submission): PlanOnDevice {
+    const rest = `${op.metadataId}/${anyOrder}/${op.sQ}/${op.dV}/${op.softmaxScale}/${op.causal}`;
     if (typeof op.blockTable !== 'number') {
       if (this.#bare?.submission === submission && this.#bare.table === op.blockTable && this.#bare.key === rest) return this.#bare.plan;
-      const plan = this.#upload(makePlan(op, op.blockTable), submission);
+      const plan = this.#upload(makePlan(op, op.blockTable, anyOrder), submission);
       submission.release(plan.allocation);
       this.#bare = { submission, table: op.blockTable, key: rest, plan };
       return plan;
@@ -123,7 +123,7 @@ export class DecodeCalls {
       submission.use([known.allocation]);
       return known;
     }
-    const plan = this.#upload(makePlan(op, this.#tensor(op.blockTable).host!), submission);
+    const plan = this.#upload(makePlan(op, this.#tensor(op.blockTable).host!, anyOrder), submission);
     void plan.allocation.fault.then((refused) => {
       if (refused && this.#plans.get(key) === plan) this.#plans.delete(key);
     });

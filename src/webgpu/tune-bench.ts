@@ -193,7 +193,7 @@ export class TuneBench {
     };
     const calls: Call[] = [];
     for (const blockTable of blockTables) {
-      const plan = makePlan(op, blockTable);
+      const plan = makePlan(op, blockTable, config.tier === 'matrix');
       const buffer = await this.#take(plan.words.byteLength);
       gpu.device.queue.writeBuffer(buffer, 0, plan.words);
       calls.push({ plan, buffer });

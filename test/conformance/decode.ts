@@ -54,6 +54,17 @@ export function decode(mla: () => Mla, cases: readonly CaseOptions[], oracleFlop
         expect(compareDecode(c, await run(mla(), c), got)).toBeUndefined();
       });
     }
+
+    // Of another instance, whose kernels take sequences in any order.
+    test('in an order in which none is split: same result', async () => {
+      const c = makeCase({ b: 7, sQ: 1, sK: 0, hQ: 6, seqlens: [190, 380, 128, 250, 512, 320, 256], blockSize: only?.blockSize ?? 16 });
+      const metadata = metadataFor(c, 4, mla().info.schedule.rowTiles, true);
+      expect([...metadata.order]).toEqual([4, 1, 2, 5, 0, 3, 6]);
+      expect(metadata.numSplits).toEqual(Int32Array.from({ length: c.b + 1 }, (_, i) => i));
+      const got = await run(mla(), c, { metadata });
+      expectRight(c, got);
+      expect(compareDecode(c, await run(mla(), c), got)).toBeUndefined();
+    });
   });
 
   test('calls that overlap in time do not mix', async () => {
@@ -100,8 +111,8 @@ function metadataArgs(c: DecodeCase): { cacheSeqlens: Int32Array; numQTokensPerH
 }
 
 /** Metadata as a machine with this many slots would get it. */
-function metadataFor(c: DecodeCase, slots: number, rowTiles: readonly number[]): MlaMetadata {
-  return getMlaMetadata(metadataArgs(c), { slots, rowTiles, minTokensPerPart: 1 });
+function metadataFor(c: DecodeCase, slots: number, rowTiles: readonly number[], anyOrder = false): MlaMetadata {
+  return getMlaMetadata(metadataArgs(c), { slots, rowTiles, minTokensPerPart: 1, anyOrder });
 }
 
 /** The sequences that the oracle can afford, spread over the batch; undefined for all. */
