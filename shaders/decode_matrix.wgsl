@@ -8,7 +8,8 @@
 //   stage   TOKENS cached rows, which have been under way for a while, into workgroup memory as f16. A subgroup stages the columns that it
 //           alone reads as V as soon as it has made its output, with no barrier in between: a subgroup's lanes act in step on the devices
 //           that have these matrices. Likewise its share of the columns behind V, which nobody reads after the scores
-//   scores  a subgroup makes one matrix of S, 16 rows and 16 keys, over one of SLICES slices of d
+//   scores  a subgroup makes one matrix of S, 16 rows and 16 keys, over one of SLICES slices of d. With two tiles the first matrices of K are on
+//           their way before the rows of two steps on are staged
 //   softmax ROW_THREADS neighbouring lanes share a row, 4 keys at a time: the slices' sum, probabilities, running sum
 //   output  a subgroup owns OUT_TILES x 16 columns of O for all rows. With two tiles the first matrices of V are on their way while all wait
 //           for the softmax of all, so that the first product waits for P alone
@@ -29,8 +30,8 @@
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
-// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, FETCH_SECOND, FETCH_NEXT, STAGE, STAGE_SECOND, SCORES,
-// V_AHEAD, OUTPUT_AHEAD, OUTPUT, NEXT, LEAVE, and TURNS and STEPS, loops' heads.
+// for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, FETCH_SECOND, FETCH_NEXT, STAGE,
+// STAGE_SECOND, SCORES, K_FIRST, V_AHEAD, OUTPUT_AHEAD, OUTPUT, NEXT, LEAVE, and TURNS and STEPS, loops' heads.
 
 /// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum's inverse.
 var<workgroup> row_scale: array<f32, ROWS>;
@@ -304,6 +305,9 @@ fn main(
       let fetched = w.begin;
       FETCH
     }
+    #if AHEAD
+    row_at = row_in(w, next_block, w.begin + TOKENS + own_row);
+    #end
     #if TWO_TILES
     #unroll v < OWN_LOADS
     var x2_$v = vec4<u32>();
@@ -315,6 +319,7 @@ fn main(
       let fetched = w.begin + TOKENS;
       FETCH_SECOND
     }
+    row_at = row_in(w, next_block, w.begin + 2u * TOKENS + own_row);
     #end
     // Q by way of the KV tiles, as many rows at a time as they hold, all of them under way.
     #unroll k < Q_HELD
@@ -391,9 +396,6 @@ fn main(
       const here = 0u;
       STAGE
     }
-    #if AHEAD
-    row_at = row_in(w, next_block, w.begin + TOKENS + own_row);
-    #end
     #if TWO_TILES
     {
       const here = TILE_SIZE;
@@ -412,6 +414,7 @@ fn main(
     #unroll j < LANE_QUADS
     let quad_$j = lane + $ju * ROW_THREADS;
     #end
+    K_FIRST
     // The end comes with the events: a compiler that can tell how often a loop runs copies its body, past what the instruction cache holds.
     // Where INNER_LOOP is, an event ends a loop of steps that have none, which has nothing rare in it then.
     if (w.begin < w.end) { TURNS {
@@ -433,6 +436,9 @@ fn main(
         #end
         subgroupMatrixStore<row_major>(&slices, s_at, s, S_STRIDE);
       }
+      #if TWO_TILES
+      let state_before = bitcast<vec2<f32>>(state_get(row, 0u));
+      #end
       workgroupBarrier();
 
       // softmax, as if the reference were to stay
@@ -441,7 +447,11 @@ fn main(
       #end
       var state = vec2<f32>();
       if (ALL_OWN || owner) {
+        #if TWO_TILES
+        state = state_before;
+        #else
         state = bitcast<vec2<f32>>(state_get(row, 0u));
+        #end
         #unroll j < LANE_QUADS
         sum_$j = scores_of(row, quad_$j);
         #end

@@ -114,8 +114,11 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
   const outTiles = dV / 16 / subgroups;
   // Steps that have no event are a loop by themselves: elsewhere it costs more than it brings.
   const innerLoop = fixed || rows > 16;
-  // Matrices of V that are loaded while all wait for the softmax of all. There are registers for two, where the loop has nothing rare in it.
-  const valuesAhead = tiles === 2 && innerLoop ? Math.min(2, outTiles) : 0;
+  // Matrices of V that are loaded while all wait for the softmax of all, and of K before the rows of two steps on are stored. There are
+  // registers for so many, where the loop has nothing rare in it.
+  const ahead = tiles === 2 && innerLoop;
+  const valuesAhead = ahead ? Math.min(VALUES_AHEAD, outTiles) : 0;
+  const keysAhead = ahead ? Math.min(KEYS_AHEAD, sliceSteps) : 0;
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, TILES: tiles, TWO_TILES: tiles === 2, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
@@ -123,8 +126,8 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
     LANES: lanes, OWN_VECS: ownVecs, OWN_LOADS: Math.ceil((tokens * ownVecs) / lanes), REST_VECS: restVecs,
     REST_LOADS: Math.ceil((tokens * restVecs) / threads), Q_ROWS: qRows, Q_ROUNDS: rows / qRows, Q_LANES: qLanes, Q_SHUFFLES: Math.log2(qLanes), Q_LOADS: Math.ceil(vecs / qLanes),
     FETCH_FIRST: fetch === 'scores',
-    // Where the next rows are is worked out at a step's end, not when they are asked for: where there are registers to keep it in. With one tile.
-    AHEAD: tiles === 1 && !splitQ,
+    // Where the next rows are is worked out at a step's end, not when they are asked for: where there are registers to keep it in.
+    AHEAD: !splitQ,
     INNER_LOOP: innerLoop,
     O_IN_TILE: leaving.array === 'kv_tile', O_QUADS: 4 * leaving.O_ROUND, O_STRIDE: leaving.O_STRIDE, SPLIT_Q: splitQ, Q_HELD: qHeld, Q_LEFT: 2 * (sliceSteps - qHeld),
     ROW_THREADS: rowThreads, ROW_SHUFFLES: Math.log2(rowThreads), LANE_QUADS: tokens / 4 / rowThreads, ALL_OWN: rowThreads * rows === threads,
@@ -135,14 +138,15 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
   const bounded = 'for (var turn = 0u; turn < 0x7fffffffu; turn++)';
   const source = matrixSource
     .replaceAll(/^ *FETCH_NEXT$/gm, '{\nlet fetched = token0 + TILES * TOKENS;\nFETCH\n}')
-    .replaceAll(/^ *NEXT$/gm, next(values))
+    .replaceAll(/^ *K_FIRST$/gm, [...all(keysAhead, (k) => `var k_${k} = Right();`), ...firstKeys(keysAhead, 'here')].join('\n'))
+    .replaceAll(/^ *NEXT$/gm, next(values, keysAhead))
     .replaceAll(/^ *FETCH_Q$/gm, fetchQ(values))
     .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed))
     .replaceAll(/^ *FETCH_SECOND$/gm, second(fetchRows(values, segments, !fixed)))
     .replaceAll(/^ *STAGE$/gm, stage(values))
     .replaceAll(/^ *STAGE_SECOND$/gm, second(stage(values)))
     .replace(/^ *LEAVE$/m, leave(values, leaving))
-    .replace(/^ *SCORES$/m, scores(values, fixed))
+    .replace(/^ *SCORES$/m, scores(values, fixed, keysAhead))
     .replaceAll(/^ *V_AHEAD$/gm, all(valuesAhead, (c) => loadV(0, c, 'me')).join('\n'))
     .replaceAll(/^ *OUTPUT_AHEAD$/gm, output(values, fixed, valuesAhead))
     .replaceAll(/^ *OUTPUT$/gm, output(values, fixed, 0))
@@ -151,6 +155,9 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
   const body = expand([source, exactSource].join('\n'), values);
   return [constants(values), expand(ARRAYS[syntax], values), loadKv(segments), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
 }
+
+const VALUES_AHEAD = 1;
+const KEYS_AHEAD = 2;
 
 type Counts = Readonly<
   Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'TOKENS' | 'LANES' | 'Q_LOADS' | 'Q_LANES', number>
@@ -217,13 +224,15 @@ function fetchRows(counts: Counts, segments: number, clear: boolean): string {
   const mine = shares(counts);
   const from = (segment: number): string[] => mine.map(({ name, from }) => `${name} = kv${segment}[row_at.y + ${from}];`);
   const none = clear ? mine.map(({ name }) => `${name} = vec4<u32>();`) : [];
+  const block = 'next_block = block_of(w, fetched + TOKENS + own_row);';
+  // In a branch, or a compiler puts the loads off until they are waited for. Not in a branch of a branch, at whose end they would be.
+  const inBranch = counts.TWO_TILES && segments === 1;
   return [
     ...(counts.AHEAD ? [] : ['row_at = row_in(w, next_block, fetched + own_row);']),
-    // In a branch, or a compiler puts the loads off until they are waited for. Not in a branch of a branch, at whose end they would be.
     ...(segments === 1
-      ? ['if (fetched < w.end) {', ...from(0), '} else {', ...none, '}']
+      ? ['if (fetched < w.end) {', ...(inBranch ? [block] : []), ...from(0), '} else {', ...none, '}']
       : [...none, ...all(segments, (segment) => [`if (fetched < w.end && row_at.x == ${segment}u) {`, ...from(segment), '}'].join('\n'))]),
-    'next_block = block_of(w, fetched + TOKENS + own_row);',
+    ...(inBranch ? [] : [block]),
   ].join('\n');
 }
 
@@ -243,9 +252,10 @@ function second(text: string): string {
 }
 
 /** The rows that are under way into the tile that this subgroup has made its output of, and on to the next step. */
-function next({ TWO_TILES, AHEAD }: Counts): string {
+function next({ TWO_TILES, AHEAD }: Counts, keysAhead: number): string {
   return [
-    'STAGE', ...(AHEAD ? ['row_at = row_in(w, next_block, token0 + 2u * TOKENS + own_row);'] : []),
+    ...firstKeys(keysAhead, 'TILE_SIZE - here'),
+    'STAGE', ...(AHEAD ? [`row_at = row_in(w, next_block, token0 + ${TWO_TILES ? 3 : 2}u * TOKENS + own_row);`] : []),
     'token0 += TOKENS;', TWO_TILES ? 'here = TILE_SIZE - here;' : 'workgroupBarrier();',
   ].join('\n');
 }
@@ -261,8 +271,18 @@ function branches(fixed: boolean, count: number, body: (me: string) => string[])
   return [`switch me & ${count - 1}u {`, ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...body(`${i}u`), '}'].join('\n')), '}'].join('\n');
 }
 
-/** The products of Q and K. */
-function scores(counts: Counts, fixed: boolean): string {
+/** The `k`th matrix of K in a subgroup's slice, from the tile at `tile`. */
+function loadK(k: number, tile: string): string {
+  return `subgroupMatrixLoad<Right, col_major>(&kv_tile, ${tile} + slice * 2u * SLICE_STEPS + key_tile * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`;
+}
+
+/** The first `count` of them. */
+function firstKeys(count: number, tile: string): string[] {
+  return all(count, (k) => `k_${k} = ${loadK(k, tile)}`);
+}
+
+/** The products of Q and K, of which the first `ahead` matrices have been loaded. */
+function scores(counts: Counts, fixed: boolean, ahead: number): string {
   const { SUBGROUPS, SLICES, KEY_TILES, SLICE_STEPS, Q_HELD } = counts;
   // Only what is loaded of Q depends on the row tile.
   const split = Q_HELD < SLICE_STEPS;
@@ -270,7 +290,7 @@ function scores(counts: Counts, fixed: boolean): string {
     ...(fixed ? [`const slice = ${me} & (SLICES - 1u);`, `const key_tile = (${me} / SLICES) & (KEY_TILES - 1u);`] : []),
     ...(fixed && split ? [`const row_tile = ${me} / (SLICES * KEY_TILES);`] : []),
     ...all(SLICE_STEPS, (k) => [
-      `let k_${k} = subgroupMatrixLoad<Right, col_major>(&kv_tile, here + slice * 2u * SLICE_STEPS + key_tile * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`,
+      ...(k < ahead ? [] : [`let k_${k} = ${loadK(k, 'here')}`]),
       ...(k < Q_HELD ? [] : [`let q_${k} = subgroupMatrixLoad<Left, row_major>(&q_tile, row_tile * 16u * Q_STRIDE + slice * Q_LEFT + ${2 * (k - Q_HELD)}u, Q_STRIDE);`]),
       `s = subgroupMatrixMultiplyAccumulate(q_${k}, k_${k}, s);`,
     ].join('\n')),
