@@ -8,8 +8,8 @@
 //   stage   TOKENS cached rows, which have been under way for a while, into workgroup memory as f16. A subgroup stages the columns that it
 //           alone reads as V as soon as it has made its output, with no barrier in between: a subgroup's lanes act in step on the devices
 //           that have these matrices. Likewise its share of the columns behind V, which nobody reads after the scores
-//   scores  a subgroup makes one matrix of S, 16 rows and 16 keys, over one of SLICES slices of d. With two tiles the first matrices of K are on
-//           their way before the rows of two steps on are staged
+//   scores  a subgroup makes one matrix of S, 16 rows and 16 keys, over one of SLICES slices of d. With two tiles the first products
+//           are made a step ahead, beside stage
 //   softmax ROW_THREADS neighbouring lanes share a row, 4 keys at a time: the slices' sum, probabilities, running sum
 //   output  a subgroup owns OUT_TILES x 16 columns of O for all rows. With two tiles the first matrices of V are on their way while all wait
 //           for the softmax of all, so that the first product waits for P alone
@@ -31,7 +31,7 @@
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax
 // for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, FETCH_SECOND, FETCH_NEXT, STAGE,
-// STAGE_SECOND, SCORES, K_FIRST, V_AHEAD, OUTPUT_AHEAD, OUTPUT, NEXT, LEAVE, and TURNS and STEPS, loops' heads.
+// STAGE_SECOND, SCORES, SCORES_AHEAD, V_AHEAD, OUTPUT_AHEAD, OUTPUT, NEXT, LEAVE, and TURNS and STEPS, loops' heads.
 
 /// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum's inverse.
 var<workgroup> row_scale: array<f32, ROWS>;
@@ -414,7 +414,8 @@ fn main(
     #unroll j < LANE_QUADS
     let quad_$j = lane + $ju * ROW_THREADS;
     #end
-    K_FIRST
+    var s = Result();
+    SCORES_AHEAD
     // The end comes with the events: a compiler that can tell how often a loop runs copies its body, past what the instruction cache holds.
     // Where INNER_LOOP is, an event ends a loop of steps that have none, which has nothing rare in it then.
     if (w.begin < w.end) { TURNS {
@@ -429,7 +430,6 @@ fn main(
 
       // scores
       {
-        var s = Result();
         SCORES
         #if !FETCH_FIRST
         FETCH_NEXT

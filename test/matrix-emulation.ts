@@ -68,6 +68,7 @@ export function emulateMatrices(source: string): string {
     .replace(/^diagnostic\(off, chromium\.[^;]*;\s*/gm, '')
     .replace(/^alias (Left|Right|Result) = .*$/gm, '')
     .replace(/var (\w+) = (?:Left|Right|Result)\(\);/g, (_, name: string) => `let ${name} = ${place(name)}; clear_matrix(${name});`)
+    .replace(/\b(\w+) = (?:Left|Right|Result)\(\);/g, (_, name: string) => `clear_matrix(${name});`)
     .replace(/let (\w+) = subgroupMatrixLoad<\w+, (row|col)_major>\(&(\w+), /g, (_, name: string, major: string, array: string) => `let ${name} = ${place(name)}; ${load(major, array)}(${name}, `)
     .replace(/(\w+) = subgroupMatrixLoad<\w+, (row|col)_major>\(&(\w+), /g, (_, name: string, major: string, array: string) => `${load(major, array)}(${name}, `)
     .replace(/(\w+) = subgroupMatrixMultiplyAccumulate\((\w+), (\w+), \1\);/g, 'multiply($2, $3, $1);')

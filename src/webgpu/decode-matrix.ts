@@ -114,11 +114,11 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
   const outTiles = dV / 16 / subgroups;
   // Steps that have no event are a loop by themselves: elsewhere it costs more than it brings.
   const innerLoop = fixed || rows > 16;
-  // Matrices of V that are loaded while all wait for the softmax of all, and of K before the rows of two steps on are stored. There are
-  // registers for so many, where the loop has nothing rare in it.
+  // Matrices of V that are loaded while all wait for the softmax of all, and products of the next step's scores that are made beside the
+  // conversion of rows. There are registers for so many, where the loop has nothing rare in it.
   const ahead = tiles === 2 && innerLoop;
   const valuesAhead = ahead ? Math.min(VALUES_AHEAD, outTiles) : 0;
-  const keysAhead = ahead ? Math.min(KEYS_AHEAD, sliceSteps) : 0;
+  const productsAhead = ahead ? Math.min(PRODUCTS_AHEAD, sliceSteps) : 0;
   const values = {
     ...PLAN_LAYOUT, IS_BF16: dtype === 'bf16', H_KV: hKv, SEGMENTS: segments, BLOCKS_PER_SEGMENT: blocksPerSegment, VECS: vecs, V_VECS: dV / 8, V_QUADS: dV / 4,
     ROWS: rows, ROW_TILES: rows / 16, TOKENS: tokens, TILES: tiles, TWO_TILES: tiles === 2, KEY_TILES: tokens / 16, THREADS: threads, SUBGROUPS: subgroups,
@@ -138,15 +138,15 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
   const bounded = 'for (var turn = 0u; turn < 0x7fffffffu; turn++)';
   const source = matrixSource
     .replaceAll(/^ *FETCH_NEXT$/gm, '{\nlet fetched = token0 + TILES * TOKENS;\nFETCH\n}')
-    .replaceAll(/^ *K_FIRST$/gm, [...all(keysAhead, (k) => `var k_${k} = Right();`), ...firstKeys(keysAhead, 'here')].join('\n'))
-    .replaceAll(/^ *NEXT$/gm, next(values, keysAhead))
+    .replace(/^ *SCORES_AHEAD$/m, scoresAhead(values, productsAhead, 'here').join('\n'))
+    .replaceAll(/^ *NEXT$/gm, next(values, productsAhead))
     .replaceAll(/^ *FETCH_Q$/gm, fetchQ(values))
     .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed))
     .replaceAll(/^ *FETCH_SECOND$/gm, second(fetchRows(values, segments, !fixed)))
     .replaceAll(/^ *STAGE$/gm, stage(values))
     .replaceAll(/^ *STAGE_SECOND$/gm, second(stage(values)))
     .replace(/^ *LEAVE$/m, leave(values, leaving))
-    .replace(/^ *SCORES$/m, scores(values, fixed, keysAhead))
+    .replace(/^ *SCORES$/m, scores(values, fixed, productsAhead))
     .replaceAll(/^ *V_AHEAD$/gm, all(valuesAhead, (c) => loadV(0, c, 'me')).join('\n'))
     .replaceAll(/^ *OUTPUT_AHEAD$/gm, output(values, fixed, valuesAhead))
     .replaceAll(/^ *OUTPUT$/gm, output(values, fixed, 0))
@@ -157,7 +157,7 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
 }
 
 const VALUES_AHEAD = 1;
-const KEYS_AHEAD = 2;
+const PRODUCTS_AHEAD = 4;
 
 type Counts = Readonly<
   Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'TOKENS' | 'LANES' | 'Q_LOADS' | 'Q_LANES', number>
@@ -251,10 +251,11 @@ function second(text: string): string {
   return text.replaceAll(/\b([xz])_(?=\d)/g, (_, name: string) => `${name}2_`);
 }
 
-/** The rows that are under way into the tile that this subgroup has made its output of, and on to the next step. */
-function next({ TWO_TILES, AHEAD }: Counts, keysAhead: number): string {
+/** The rows that are under way into the tile that this subgroup has made its output of, beside the first products of the next step's scores, and on to that. */
+function next(counts: Counts, productsAhead: number): string {
+  const { TWO_TILES, AHEAD } = counts;
   return [
-    ...firstKeys(keysAhead, 'TILE_SIZE - here'),
+    ...scoresAhead(counts, productsAhead, 'TILE_SIZE - here'),
     'STAGE', ...(AHEAD ? [`row_at = row_in(w, next_block, token0 + ${TWO_TILES ? 3 : 2}u * TOKENS + own_row);`] : []),
     'token0 += TOKENS;', TWO_TILES ? 'here = TILE_SIZE - here;' : 'workgroupBarrier();',
   ].join('\n');
@@ -271,30 +272,36 @@ function branches(fixed: boolean, count: number, body: (me: string) => string[])
   return [`switch me & ${count - 1}u {`, ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...body(`${i}u`), '}'].join('\n')), '}'].join('\n');
 }
 
-/** The `k`th matrix of K in a subgroup's slice, from the tile at `tile`. */
-function loadK(k: number, tile: string): string {
-  return `subgroupMatrixLoad<Right, col_major>(&kv_tile, ${tile} + slice * 2u * SLICE_STEPS + key_tile * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`;
+/** The products of Q and K number `from` to `to` of a slice, with K from the tile at `tile`. */
+function products({ Q_HELD }: Counts, from: number, to: number, tile: string): string[] {
+  return all(to - from, (i) => {
+    const k = from + i;
+    return [
+      `let k_${k} = subgroupMatrixLoad<Right, col_major>(&kv_tile, ${tile} + slice * 2u * SLICE_STEPS + key_tile * 16u * KV_STRIDE + ${2 * k}u, KV_STRIDE);`,
+      ...(k < Q_HELD ? [] : [`let q_${k} = subgroupMatrixLoad<Left, row_major>(&q_tile, row_tile * 16u * Q_STRIDE + slice * Q_LEFT + ${2 * (k - Q_HELD)}u, Q_STRIDE);`]),
+      `s = subgroupMatrixMultiplyAccumulate(q_${k}, k_${k}, s);`,
+    ].join('\n');
+  });
 }
 
-/** The first `count` of them. */
-function firstKeys(count: number, tile: string): string[] {
-  return all(count, (k) => `k_${k} = ${loadK(k, tile)}`);
+/** S of the step whose keys are in the tile at `tile`, of which the first `count` products are made. */
+function scoresAhead(counts: Counts, count: number, tile: string): string[] {
+  return count === 0 ? [] : ['s = Result();', '{', ...products(counts, 0, count, tile), '}'];
 }
 
-/** The products of Q and K, of which the first `ahead` matrices have been loaded. */
+/** S, of which the first `ahead` products have been made. */
 function scores(counts: Counts, fixed: boolean, ahead: number): string {
   const { SUBGROUPS, SLICES, KEY_TILES, SLICE_STEPS, Q_HELD } = counts;
   // Only what is loaded of Q depends on the row tile.
   const split = Q_HELD < SLICE_STEPS;
-  return branches(fixed, split ? SUBGROUPS : SLICES * KEY_TILES, (me) => [
-    ...(fixed ? [`const slice = ${me} & (SLICES - 1u);`, `const key_tile = (${me} / SLICES) & (KEY_TILES - 1u);`] : []),
-    ...(fixed && split ? [`const row_tile = ${me} / (SLICES * KEY_TILES);`] : []),
-    ...all(SLICE_STEPS, (k) => [
-      ...(k < ahead ? [] : [`let k_${k} = ${loadK(k, 'here')}`]),
-      ...(k < Q_HELD ? [] : [`let q_${k} = subgroupMatrixLoad<Left, row_major>(&q_tile, row_tile * 16u * Q_STRIDE + slice * Q_LEFT + ${2 * (k - Q_HELD)}u, Q_STRIDE);`]),
-      `s = subgroupMatrixMultiplyAccumulate(q_${k}, k_${k}, s);`,
-    ].join('\n')),
-  ]);
+  return [
+    ...(ahead === 0 ? ['s = Result();'] : []),
+    branches(fixed, split ? SUBGROUPS : SLICES * KEY_TILES, (me) => [
+      ...(fixed ? [`const slice = ${me} & (SLICES - 1u);`, `const key_tile = (${me} / SLICES) & (KEY_TILES - 1u);`] : []),
+      ...(fixed && split ? [`const row_tile = ${me} / (SLICES * KEY_TILES);`] : []),
+      ...products(counts, ahead, SLICE_STEPS, 'here'),
+    ]),
+  ].join('\n');
 }
 
 /** The `c`th matrix of V, of the `n`th 16 keys, that subgroup `me`'s output takes. */
