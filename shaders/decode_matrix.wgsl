@@ -25,8 +25,8 @@
 // What lives where: O and Q as matrices in registers for as long as the sequence, but for the last of each slice's columns of Q where
 // Q is split; the rows to be staged next in registers, from where the launcher puts FETCH; the KV tiles, the slices of S, P, and what is
 // left of Q in workgroup memory. Neighbours there lie a padded row apart, so that the 8 rows of a matrix load meet different banks. In the padding
-// behind a row of P is the row's state: its scores' scale and its reference, then the first key that it does not see and where its O belongs. Its sum is in the
-// registers of its lanes. Registers are what this kernel is short of: whatever is not used at each step is somewhere else.
+// behind a row of P is the row's state: its scores' scale and its reference, then the first key that it does not see and where its O belongs.
+// Its sum is in the registers of its lanes. Registers are what this kernel is short of: whatever is not used at each step is somewhere else.
 //
 // The launcher (src/webgpu/decode-matrix.ts) puts the constants, the plan's layout, the KV bindings and the workgroup
 // arrays kv_tile and q_tile (8 f16 an element), probs (4 f16) and slices (4 f32) in front, with what depends on the compiler's syntax

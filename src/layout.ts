@@ -134,7 +134,7 @@ function longestOf(byLength: readonly number[], units: readonly number[], blocks
 function cut({ units, blockSize, overhead }: Work, fill: Filler, most: number): { layout: Layout; capacity: number } {
   const cost = units.reduce((sum, blocks) => sum + overhead + blocks * blockSize, 0);
   let low = Math.max(Math.ceil(cost / most), overhead + blockSize);
-  // Enough: cuts add an overhead each, and the room that a part leaves is less than two overheads, or than one and a block.
+  // Enough: cuts add an overhead each, and the room that a part leaves is less than two overheads and a block.
   let high = low + 3 * overhead + blockSize;
   while (low < high) {
     const middle = Math.floor((low + high) / 2);

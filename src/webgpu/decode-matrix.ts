@@ -102,6 +102,11 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelP
   );
 }
 
+/** With two tiles: matrices of V that are loaded while all wait for the softmax of all. More cost registers that others are short of. */
+const VALUES_AHEAD = 1;
+/** Likewise: products of the next step's scores that are made while rows are converted and stored. */
+const PRODUCTS_AHEAD = 4;
+
 /** What follows the bindings. */
 function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: MatrixDecodeConfig, { segments, blocksPerSegment }: Segmentation): string {
   const { rows, tokens, threads, qRows, subgroups, slices, sliceSteps, qHeld, tiles, fetch, splitQ, fixed, leaving, syntax } = config;
@@ -114,8 +119,7 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
   const outTiles = dV / 16 / subgroups;
   // Steps that have no event are a loop by themselves: elsewhere it costs more than it brings.
   const innerLoop = fixed || rows > 16;
-  // Matrices of V that are loaded while all wait for the softmax of all, and products of the next step's scores that are made beside the
-  // conversion of rows. There are registers for so many, where the loop has nothing rare in it.
+  // There are registers for what is ahead where the loop has nothing rare in it.
   const ahead = tiles === 2 && innerLoop;
   const valuesAhead = ahead ? Math.min(VALUES_AHEAD, outTiles) : 0;
   const productsAhead = ahead ? Math.min(PRODUCTS_AHEAD, sliceSteps) : 0;
@@ -155,9 +159,6 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
   const body = expand([source, exactSource].join('\n'), values);
   return [constants(values), expand(ARRAYS[syntax], values), loadKv(segments), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
 }
-
-const VALUES_AHEAD = 1;
-const PRODUCTS_AHEAD = 4;
 
 type Counts = Readonly<
   Record<'SUBGROUPS' | 'SLICES' | 'SLICE_STEPS' | 'Q_HELD' | 'KEY_TILES' | 'OUT_TILES' | 'ROW_TILES' | 'TOKENS' | 'LANES' | 'Q_LOADS' | 'Q_LANES', number>
@@ -251,7 +252,7 @@ function second(text: string): string {
   return text.replaceAll(/\b([xz])_(?=\d)/g, (_, name: string) => `${name}2_`);
 }
 
-/** The rows that are under way into the tile that this subgroup has made its output of, beside the first products of the next step's scores, and on to that. */
+/** The first products of the next step's scores, the rows that are under way into the tile that this subgroup has made its output of, and on to the next step. */
 function next(counts: Counts, productsAhead: number): string {
   const { TWO_TILES, AHEAD } = counts;
   return [
