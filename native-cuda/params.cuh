@@ -19,7 +19,7 @@ constexpr float LN_2 = 0.6931471805599453f;           // LSE leaves in base e
 // The batch, as src/plan.ts lays it out:
 //   a row a part       {first sequence, its first block, last sequence, end in it; length of the first sequence, id of its
 //                      first block here, index of the partial result to leave of the first and of the last, or -1}
-//   a row a sequence   {length, first part, splits, index of its first partial result}
+//   a row a sequence   {length, its number in the batch, splits, index of its first partial result}
 //   the block table
 // and, from src/cuda/plans.ts, what thread blocks of combine.cu take {sequence, first row << 3 | 7 or first half row << 3 |
 // log2 of the warps that share one, index of the sequence's first partial result, its splits}.

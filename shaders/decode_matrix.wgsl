@@ -141,7 +141,8 @@ fn o_row(w: Work, row: u32) -> u32 {
 fn write_quad(w: Work, at_row: u32, quad: u32, value: vec4<f32>) {
   let at = at_row * V_QUADS + quad;
   if (w.partial >= 0) {
-    partials[at] = value;
+    partials[2u * at] = value.xy;
+    partials[2u * at + 1u] = value.zw;
   } else {
     out[at] = vec2<u32>(pack(value.x, value.y), pack(value.z, value.w));
   }
@@ -181,9 +182,7 @@ fn write_rows(w: Work, first: u32, quad0: u32, thread: u32) {
 fn write_lse(w: Work, row: u32, highest: f32, sum: f32) {
   let rows = w.s_q * w.group;
   if (w.partial >= 0) {
-    // Two in an element.
-    let at = plan[PLAN_LSE_AT] + (u32(w.partial) * H_KV + w.head_kv) * rows + row;
-    partials[at / 2u][at % 2u * 2u] = partial_lse(highest, sum);
+    partials[plan[PLAN_LSE_AT] + (u32(w.partial) * H_KV + w.head_kv) * rows + row] = vec2<f32>(partial_lse(highest, sum), 0.0);
   } else {
     lse[(w.seq * H_KV + w.head_kv) * rows + (row % w.group) * w.s_q + row / w.group] = lse_bits(highest, sum);
   }
@@ -405,11 +404,11 @@ fn main(
     #else
     const here = 0u;
     #end
-    workgroupBarrier();
     if (owner && lane == 0u) {
       state_put(row, 0u, vec2<u32>(bitcast<u32>(row_scale[row]), bitcast<u32>(LOWEST)));
       state_put(row, 1u, vec2<u32>(limit_of(w, row), o_row(w, w.row_base + row)));
     }
+    workgroupBarrier();
 
     #unroll j < LANE_QUADS
     let quad_$j = lane + $ju * ROW_THREADS;
@@ -524,15 +523,17 @@ fn main(
           p_sum += p_$j.x + p_$j.y + p_$j.z + p_$j.w;
           #end
         }
-        if ((ALL_OWN || owner) && lane == 0u) { row_scale[row] = factor; }
+        // All lanes of the row have read its state: its maximum comes of what each of them read.
+        if ((ALL_OWN || owner) && lane == 0u) {
+          row_scale[row] = factor;
+          state_put(row, 0u, vec2<u32>(bitcast<u32>(state.x), bitcast<u32>(next)));
+        }
         let moved = workgroupUniformLoad(&events);
         if ((moved & OUT_OF_RANGE) != 0u || (moved & ORDINARY) == 0u) {
           outside = true;
           break;
         }
         if (thread == 0u) { atomicAnd(&events, ~(LOOK | RESCALE)); }
-        // All lanes of the row have read it.
-        if ((ALL_OWN || owner) && lane == 0u) { state_put(row, 0u, vec2<u32>(bitcast<u32>(state.x), bitcast<u32>(next))); }
         if ((moved & RESCALE) != 0u) {
           // O by way of `slices`, a matrix a subgroup at a time.
           #unroll r < ROW_TILES

@@ -2,8 +2,8 @@
  * Where sequences lie and are cut: end to end, into even parts. Pure.
  *
  * Parts are filled in turn up to a capacity: a sequence is split only where a part is full. What a part does costs it its blocks and, for each
- * sequence that it works on, an overhead. Capacities are as small as they can be with as many parts as are wanted; then parts are as few as
- * that allows: sequences of one length are cut alike, and there is less to merge.
+ * sequence that it works on, an overhead. In the batch's order the capacity is as small as it can be with as many parts as are wanted; then
+ * parts are as few as that allows: sequences of one length are cut alike, and there is less to merge. In another order it is no larger.
  */
 
 /** What a part works on: from a block of its first sequence to a block of its last, both by their places in the layout's order. */
@@ -90,8 +90,8 @@ function inOrder(work: Work): Filler {
 }
 
 /**
- * The longest sequence that fits whole comes next. If none fits, the longest of all is split, unless what room there is costs less than
- * another sequence's overhead: then it is left.
+ * The longest sequence that fits whole comes next. If none fits, the longest of all is split, unless what room there is costs no more
+ * than another sequence's overhead: then it is left.
  */
 function packed(work: Work): Filler {
   const { units, blockSize, overhead } = work;
@@ -130,18 +130,27 @@ function longestOf(byLength: readonly number[], units: readonly number[], blocks
   return low;
 }
 
-/** The smallest parts of which there are no more than `most`. */
-function cut({ units, blockSize, overhead }: Work, fill: Filler, most: number): { layout: Layout; capacity: number } {
-  const cost = units.reduce((sum, blocks) => sum + overhead + blocks * blockSize, 0);
-  let low = Math.max(Math.ceil(cost / most), overhead + blockSize);
-  // Enough: cuts add an overhead each, and the room that a part leaves is less than two overheads and a block.
-  let high = low + 3 * overhead + blockSize;
+/** The smallest capacity from `low` to `high` with which a binary search finds no more than `most` parts; with `high` there are no more. */
+function smallest(fill: Filler, most: number, low: number, high: number): number {
   while (low < high) {
     const middle = Math.floor((low + high) / 2);
     if (fill(middle).parts.length <= most) high = middle;
     else low = middle + 1;
   }
-  return { layout: fill(high), capacity: high };
+  return high;
+}
+
+/** The least that a part may hold where there are to be no more than `most`. */
+function leastCapacity({ units, blockSize, overhead }: Work, most: number): number {
+  const cost = units.reduce((sum, blocks) => sum + overhead + blocks * blockSize, 0);
+  return Math.max(Math.ceil(cost / most), overhead + blockSize);
+}
+
+/** The capacity of the smallest parts in the batch's order. */
+function capacityInOrder(work: Work, most: number): number {
+  const least = leastCapacity(work, most);
+  // Enough: cuts add an overhead each, and a part is full when an overhead and a block do not fit.
+  return smallest(inOrder(work), most, least, least + 2 * work.overhead + work.blockSize);
 }
 
 function pieces({ parts }: Layout): number {
@@ -150,12 +159,15 @@ function pieces({ parts }: Layout): number {
 
 /** Sequences in the batch's order, in no more than `most` parts. */
 export function layInOrder(work: Work, most: number): Layout {
-  return cut(work, inOrder(work), most).layout;
+  return inOrder(work)(capacityInOrder(work, most));
 }
 
 /** Likewise, or in an order in which fewer are split, if no part becomes larger for it. */
 export function layInAnyOrder(work: Work, most: number): Layout {
-  const plain = cut(work, inOrder(work), most);
-  const other = cut(work, packed(work), most);
-  return other.capacity <= plain.capacity && pieces(other.layout) < pieces(plain.layout) ? other.layout : plain.layout;
+  const capacity = capacityInOrder(work, most);
+  const plain = inOrder(work)(capacity);
+  const fill = packed(work);
+  if (plain.parts.length === 1 || fill(capacity).parts.length > most) return plain;
+  const other = fill(smallest(fill, most, leastCapacity(work, most), capacity));
+  return pieces(other) < pieces(plain) ? other : plain;
 }

@@ -172,6 +172,7 @@ describe.each([
   ['matrix 16x16 4/4 scores fixed', 64],
   ['matrix 32x32 8/2x2 scores', 128],
   ['matrix 32x32 8/2x2 scored fixed', 128],
+  ['matrix 32x16 8/4 scored fixed', 128],
   ['matrix 32x32 8/2x2 scores split fixed', 128],
   ['matrix 32x16 8/4 2 tiles ahead scored', 128],
 ])('the kernel, with emulated matrices: %s', { timeout: 600_000 }, (key, dV) => {
@@ -208,12 +209,17 @@ describe.each([
   // A branch a subgroup takes a software adapter's compiler most of this suite's time, for each type and number of KV heads. Neither where
   // products find their operands nor when rows are converted depends on the number of heads.
   const wanted = key.endsWith('fixed') ? cases.filter(({ hKv = 1 }) => hKv === 1) : cases;
-  test('sequences in an order in which none is split', async () => {
-    const c = makeCase({ ...narrow, b: 7, sQ: 1, sK: 0, hQ: 16, seqlens: [190, 380, 128, 250, 512, 320, 256] });
-    const call = { cacheSeqlens: c.cacheSeqlens, numQTokensPerHeadK: c.hQ, numHeadsK: 1, blockSize: c.blockSize };
-    const metadata = getMlaMetadata(call, { ...mla.info.schedule, slots: 4, minTokensPerPart: 64 });
-    expect([...metadata.order]).toEqual([4, 1, 2, 5, 0, 3, 6]);
-    expect(metadata.numSplits).toEqual(Int32Array.from({ length: c.b + 1 }, (_, i) => i));
+  // Lengths, tokens a block, slots, what a sequence costs, how many partial results there are.
+  test.each([
+    ['none is split', [190, 380, 128, 250, 512, 320, 256], 64, 4, 0, 0],
+    ['some are', [218, 191, 252, 136, 111, 224, 283], 32, 5, 40, 4],
+  ] as const)('sequences in another order, of which %s', async (_, seqlens, blockSize, slots, sequenceTokens, partials) => {
+    const c = makeCase({ ...narrow, b: seqlens.length, sQ: 1, sK: 0, hQ: 16, seqlens: [...seqlens], blockSize });
+    const call = { cacheSeqlens: c.cacheSeqlens, numQTokensPerHeadK: c.hQ, numHeadsK: 1, blockSize };
+    const metadata = getMlaMetadata(call, { ...mla.info.schedule, slots, minTokensPerPart: 64, sequenceTokens });
+    expect([...metadata.order]).not.toEqual([...metadata.order.keys()]);
+    const splits = seqlens.map((_, i) => metadata.numSplits[i + 1]! - metadata.numSplits[i]!);
+    expect(splits.reduce((sum, n) => sum + (n > 1 ? n : 0), 0)).toBe(partials);
     expectRight(c, await run(mla, c, { metadata }));
   });
 

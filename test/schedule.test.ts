@@ -56,6 +56,20 @@ function holds(property: (metadata: MlaMetadata, args: MetadataArgs & { blockSiz
   fc.assert(fc.property(problems, machines, (args, machine) => property(getMlaMetadata(args, machine), args, machine)), { numRuns: 300 });
 }
 
+function expectCovered(metadata: MlaMetadata): void {
+  const { cacheSeqlens, blockSize } = metadata;
+  let place = 0;
+  let block = 0;
+  for (const piece of pieces(metadata)) {
+    expect([piece.place, piece.from]).toEqual([place, block]);
+    expect(piece.to).toBeGreaterThan(piece.from);
+    const end = units(cacheSeqlens[piece.sequence]!, blockSize);
+    expect(piece.to).toBeLessThanOrEqual(end);
+    [place, block] = piece.to === end ? [place + 1, 0] : [place, piece.to];
+  }
+  expect([place, block]).toEqual([cacheSeqlens.length, 0]);
+}
+
 /** What each part costs: its blocks, and its sequences besides. */
 function costs(metadata: MlaMetadata, sequenceTokens = 0): number[] {
   const work = Array.from({ length: metadata.parts }, () => 0);
@@ -73,19 +87,7 @@ describe('getMlaMetadata', () => {
       expect(metadata.numSplits.length).toBe(args.cacheSeqlens.length + 1);
     }));
 
-  test('covers every block once, in order, without gaps', () =>
-    holds((metadata, { cacheSeqlens, blockSize }) => {
-      let place = 0;
-      let block = 0;
-      for (const piece of pieces(metadata)) {
-        expect([piece.place, piece.from]).toEqual([place, block]);
-        expect(piece.to).toBeGreaterThan(piece.from);
-        const end = units(cacheSeqlens[piece.sequence]!, blockSize);
-        expect(piece.to).toBeLessThanOrEqual(end);
-        [place, block] = piece.to === end ? [place + 1, 0] : [place, piece.to];
-      }
-      expect([place, block]).toEqual([cacheSeqlens.length, 0]);
-    }));
+  test('covers every block once, in order, without gaps', () => holds((metadata) => expectCovered(metadata)));
 
   test('gives each sequence one place, the one it has in the batch unless it may have any', () =>
     holds(({ order }, { cacheSeqlens }, { anyOrder }) => {
@@ -118,7 +120,7 @@ describe('getMlaMetadata', () => {
       const back = inBatchOrder(metadata);
       expect(back.order).toEqual(Int32Array.from(metadata.order.keys()));
       expect(back.parts).toBeLessThanOrEqual(metadata.parts);
-      expect(pieces(back).map(({ place }) => place)).toEqual(pieces(back).map(({ sequence }) => sequence));
+      expectCovered(back);
       const { order, cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize } = metadata;
       expect(back).toMatchObject({ cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize });
       if (order.every((sequence, place) => sequence === place)) expect(back).toBe(metadata);

@@ -92,7 +92,7 @@ export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelP
     () => [
       { name: 'q', access: 'read', element: 'vec4<u32>' },
       { name: 'plan', access: 'read', element: 'u32' },
-      { name: 'partials', access: 'read_write', element: 'vec4<f32>' },
+      { name: 'partials', access: 'read_write', element: 'vec2<f32>' },
       { name: 'out', access: 'read_write', element: 'vec2<u32>' },
       { name: 'lse', access: 'read_write', element: 'u32' },
       ...kvBindings(kv.segments, 'read'),

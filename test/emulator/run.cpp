@@ -113,7 +113,7 @@ static bool run_case(const Shape& c, const Launch& l, uint64_t seed, bool defer)
   }
   vector<int> flat;
   vector<std::array<int, 4>> seqs;
-  for (int s = 0; s < b; s++) seqs.push_back({c.lens[s], first[s], splits[s], 2 * first[s] + (part_rows[first[s]][0] == s ? 0 : 1)});
+  for (int s = 0; s < b; s++) seqs.push_back({c.lens[s], s, splits[s], 2 * first[s] + (part_rows[first[s]][0] == s ? 0 : 1)});
   for (int k = 0; k < P; k++) {
     auto& r = part_rows[k];
     r[4] = c.lens[r[0]];
