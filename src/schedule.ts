@@ -6,7 +6,7 @@
  * they lie so that few are split. A sequence of length zero counts as one block, so that some part writes its (zero) output.
  */
 import { MlaError, describe } from './errors.ts';
-import { layInAnyOrder, layInOrder, type Layout } from './layout.ts';
+import { layInAnyOrder, layInOrder, type Layout, type Work } from './layout.ts';
 import type { LoadClass, MetadataArgs, MlaMetadata, ScheduleInfo } from './mla.ts';
 
 /** i32 numbers a part in `tileSchedulerMetadata`. */
@@ -73,6 +73,10 @@ export function blockUnits(length: number, blockSize: number): number {
   return Math.max(1, Math.ceil(length / blockSize));
 }
 
+function workOf(cacheSeqlens: Int32Array, blockSize: number, overhead: number): Work {
+  return { units: Array.from(cacheSeqlens, (length) => blockUnits(length, blockSize)), blockSize, overhead };
+}
+
 /**
  * @param machine what the backend says of its device
  * @throws MlaError invalid-argument (types, block size), out-of-range (negative length)
@@ -89,13 +93,12 @@ export function getMlaMetadata(args: MetadataArgs, machine: ScheduleInfo): MlaMe
   checkSeqlens(cacheSeqlens);
 
   const { minTokensPerPart, mostSmallParts = Infinity, sequenceTokens = 0, anyOrder = false } = machine;
-  const units = Array.from(cacheSeqlens, (length) => blockUnits(length, blockSize));
   const tokens = cacheSeqlens.reduce((sum, length) => sum + length, 0);
   const wanted = partsTarget(machine, { rows: numQTokensPerHeadK, numHeadsK, blockSize, load: loadOf(cacheSeqlens) });
   const small = Math.min(Math.ceil(tokens / minTokensPerPart), mostSmallParts);
   const worthwhile = Math.max(1, small, Math.ceil(tokens / (2 * minTokensPerPart)), cacheSeqlens.length);
   const lay = anyOrder ? layInAnyOrder : layInOrder;
-  const layout = lay({ units, blockSize, overhead: sequenceTokens }, Math.min(wanted, worthwhile));
+  const layout = lay(workOf(cacheSeqlens, blockSize, sequenceTokens), Math.min(wanted, worthwhile));
   return metadataOf(layout, { cacheSeqlens: cacheSeqlens.slice(), numQTokensPerHeadK, numHeadsK, blockSize });
 }
 
@@ -103,8 +106,7 @@ export function getMlaMetadata(args: MetadataArgs, machine: ScheduleInfo): MlaMe
 export function inBatchOrder(metadata: MlaMetadata): MlaMetadata {
   const { order, cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize, parts } = metadata;
   if (order.every((sequence, place) => sequence === place)) return metadata;
-  const units = Array.from(cacheSeqlens, (length) => blockUnits(length, blockSize));
-  return metadataOf(layInOrder({ units, blockSize, overhead: 0 }, parts), { cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize });
+  return metadataOf(layInOrder(workOf(cacheSeqlens, blockSize, 0), parts), { cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize });
 }
 
 function metadataOf({ order, parts }: Layout, call: Pick<MlaMetadata, 'cacheSeqlens' | 'numQTokensPerHeadK' | 'numHeadsK' | 'blockSize'>): MlaMetadata {

@@ -1,5 +1,6 @@
 /** The schedule, sequence by sequence. Pure. */
 import type { MlaMetadata } from '../../src/mla.ts';
+import { blockUnits } from '../../src/schedule.ts';
 
 /** Consecutive blocks of one sequence that one part takes. */
 export interface Stretch {
@@ -19,8 +20,7 @@ export function stretchesOf({ tileSchedulerMetadata, order, cacheSeqlens, blockS
     const [from, begin, to, end] = tileSchedulerMetadata.subarray(part * stride, part * stride + 4) as unknown as [number, number, number, number];
     for (let place = from; place <= to; place++) {
       const sequence = order[place]!;
-      const blocks = Math.max(1, Math.ceil(cacheSeqlens[sequence]! / blockSize));
-      stretches.push({ part, sequence, first: place === from ? begin : 0, end: place === to ? end : blocks });
+      stretches.push({ part, sequence, first: place === from ? begin : 0, end: place === to ? end : blockUnits(cacheSeqlens[sequence]!, blockSize) });
     }
   }
   return stretches;

@@ -133,12 +133,18 @@ export function candidates(tier: 'base' | 'subgroup', { kind, vendor }: DeviceTr
 /** What each sequence costs a workgroup of the matrix tier besides its tokens, in tokens: on an H200 best from 128 to 256. Of the other tiers it is little. */
 const MATRIX_SEQUENCE_TOKENS = 192;
 
+/** Whether a tier's decode kernel takes sequences in any order. */
+export function takesAnyOrder({ tier }: Pick<DeviceTraits, 'tier'>): boolean {
+  return tier === 'matrix';
+}
+
 /**
  * How many workgroups the device is taken to run at once, how few tokens are worth one, what it takes to begin with a sequence, and whether
  * kernels take sequences in any order.
  */
-export function occupancy({ kind, vendor, tier, processors = 8 }: DeviceTraits): Required<Pick<ScheduleInfo, 'slots' | 'minTokensPerPart' | 'sequenceTokens' | 'anyOrder'>> {
-  const anyOrder = tier === 'matrix';
+export function occupancy(traits: DeviceTraits): Required<Pick<ScheduleInfo, 'slots' | 'minTokensPerPart' | 'sequenceTokens' | 'anyOrder'>> {
+  const { kind, vendor, tier, processors = 8 } = traits;
+  const anyOrder = takesAnyOrder(traits);
   // A software adapter runs a workgroup a processor, and merging costs it more than a second round; a GPU several on each of its tens to
   // hundreds of cores.
   if (kind === 'software') return { slots: Math.max(4, processors), minTokensPerPart: 256, sequenceTokens: 0, anyOrder };

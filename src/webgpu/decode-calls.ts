@@ -6,6 +6,7 @@ import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { roomToGrow } from '../pool.ts';
 import { LOADS, mostParts } from '../schedule.ts';
 import { classOf } from '../shape-class.ts';
+import { takesAnyOrder } from './candidates.ts';
 import { bindingBytes, chooseDecodeConfig, type DecodeConfig } from './config.ts';
 import { compileDecode, decodeGrid, decodeKernels, encodeDecode } from './dispatch.ts';
 import type { Allocation } from './memory.ts';
@@ -64,7 +65,7 @@ export class DecodeCalls {
       chosen.coming = undefined;
     }
     for (const { allocations } of [kv, tensors.q, tensors.out, tensors.lse]) submission.use(allocations);
-    const plan = this.#plan(op, config.tier === 'matrix', submission);
+    const plan = this.#plan(op, takesAnyOrder(config), submission);
     const partials = this.#partialsOf(op, rows, schedule, submission);
     encodeDecode(submission.pass, bindGroups, kernels, op, config, traits, plan, { q, plan: plan.allocation.buffer, partials, out, lse, kv: kv.buffers });
   }

@@ -146,9 +146,9 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
     .replaceAll(/^ *NEXT$/gm, next(values, productsAhead))
     .replaceAll(/^ *FETCH_Q$/gm, fetchQ(values))
     .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed))
-    .replaceAll(/^ *FETCH_SECOND$/gm, second(fetchRows(values, segments, !fixed)))
+    .replace(/^ *FETCH_SECOND$/m, fetchRows(values, segments, !fixed, '2'))
     .replaceAll(/^ *STAGE$/gm, stage(values))
-    .replaceAll(/^ *STAGE_SECOND$/gm, second(stage(values)))
+    .replace(/^ *STAGE_SECOND$/m, stage(values, '2'))
     .replace(/^ *LEAVE$/m, leave(values, leaving))
     .replace(/^ *SCORES$/m, scores(values, fixed, productsAhead))
     .replaceAll(/^ *V_AHEAD$/gm, all(valuesAhead, (c) => loadV(0, c, 'me')).join('\n'))
@@ -183,8 +183,10 @@ interface Share {
 /**
  * A thread's shares of a step's rows: of the columns of V that its subgroup alone reads, then of those behind V, which are dealt to the
  * subgroups in turn. Where lanes and vectors divide, shares differ by constants and by what a subgroup has in common.
+ *
+ * @param tile the second one's have names of their own where both are under way
  */
-function shares({ TOKENS, SUBGROUPS, LANES, OWN_VECS, OWN_LOADS, REST_VECS, REST_LOADS, KV_STRIDE, VECS, H_KV }: Counts): Share[] {
+function shares({ TOKENS, SUBGROUPS, LANES, OWN_VECS, OWN_LOADS, REST_VECS, REST_LOADS, KV_STRIDE, VECS, H_KV }: Counts, tile: '' | '2'): Share[] {
   const stride = H_KV * VECS;
   const owned = TOKENS * OWN_VECS;
   const rest = TOKENS * REST_VECS;
@@ -200,13 +202,13 @@ function shares({ TOKENS, SUBGROUPS, LANES, OWN_VECS, OWN_LOADS, REST_VECS, REST
   };
   return [
     ...all(OWN_LOADS, (v): Share => {
-      const name = `x_${v}`;
+      const name = `x${tile}_${v}`;
       if ((LANES % OWN_VECS !== 0 && OWN_VECS % LANES !== 0) || owned % LANES !== 0) return uneven(name, `${v}u`, owned, 'OWN_VECS', 'me * OWN_VECS', (v + 1) * LANES <= owned);
       const [row, vec] = [Math.floor((v * LANES) / OWN_VECS), (v * LANES) % OWN_VECS];
       return { name, from: `me * OWN_VECS + own_vec + ${row * stride + vec}u`, to: `me * OWN_VECS + own_to + ${row * KV_STRIDE + vec}u`, mine: '' };
     }),
     ...all(REST_LOADS, (v): Share => {
-      const name = `z_${v}`;
+      const name = `z${tile}_${v}`;
       const hand = `${v * SUBGROUPS}u + me`;
       const whole = (v + 1) * SUBGROUPS * LANES <= rest;
       if (LANES % REST_VECS !== 0 || rest % LANES !== 0) return uneven(name, `(${hand})`, rest, 'REST_VECS', 'V_VECS', whole);
@@ -221,8 +223,8 @@ function shares({ TOKENS, SUBGROUPS, LANES, OWN_VECS, OWN_LOADS, REST_VECS, REST
  * This thread's shares of a step's rows, under way from here on, and the next step's block. With `clear` the shares before are gone where
  * no rows are left, so that a compiler need not keep them until then.
  */
-function fetchRows(counts: Counts, segments: number, clear: boolean): string {
-  const mine = shares(counts);
+function fetchRows(counts: Counts, segments: number, clear: boolean, tile: '' | '2' = ''): string {
+  const mine = shares(counts, tile);
   const from = (segment: number): string[] => mine.map(({ name, from }) => `${name} = kv${segment}[row_at.y + ${from}];`);
   const none = clear ? mine.map(({ name }) => `${name} = vec4<u32>();`) : [];
   const block = 'next_block = block_of(w, fetched + TOKENS + own_row);';
@@ -247,11 +249,6 @@ function fetchQ({ Q_LOADS, Q_LANES, VECS }: Counts): string {
   ].join('\n');
 }
 
-/** The same of a sequence's second step, which is under way with the first where there is a second tile. */
-function second(text: string): string {
-  return text.replaceAll(/\b([xz])_(?=\d)/g, (_, name: string) => `${name}2_`);
-}
-
 /** The first products of the next step's scores, the rows that are under way into the tile that this subgroup has made its output of, and on to the next step. */
 function next(counts: Counts, productsAhead: number): string {
   const { TWO_TILES, AHEAD } = counts;
@@ -263,14 +260,18 @@ function next(counts: Counts, productsAhead: number): string {
 }
 
 /** This thread's shares as f16 into the tile at `here`. */
-function stage(counts: Counts): string {
-  return shares(counts).map(({ name, to, mine }) => `${mine}{ tile_put(here + ${to}, halves(${name})); }`).join('\n');
+function stage(counts: Counts, tile: '' | '2' = ''): string {
+  return shares(counts, tile).map(({ name, to, mine }) => `${mine}{ tile_put(here + ${to}, halves(${name})); }`).join('\n');
+}
+
+/** `body` for whichever of `count` values from 0 on `value` has. */
+function choose(value: string, count: number, body: (i: number) => string[]): string {
+  return [`switch ${value} {`, ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...body(i), '}'].join('\n')), '}'].join('\n');
 }
 
 /** `body` for the value of `me`, this subgroup, or in a branch for each of the last bits that it may have: `count` values. */
 function branches(fixed: boolean, count: number, body: (me: string) => string[]): string {
-  if (!fixed) return body('me').join('\n');
-  return [`switch me & ${count - 1}u {`, ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...body(`${i}u`), '}'].join('\n')), '}'].join('\n');
+  return fixed ? choose(`me & ${count - 1}u`, count, (i) => body(`${i}u`)) : body('me').join('\n');
 }
 
 /** The products of Q and K number `from` to `to` of a slice, with K from the tile at `tile`. */
@@ -332,7 +333,7 @@ function leave({ ROW_TILES, OUT_TILES }: Counts, { array, O_ROUND }: MatrixDecod
     `let rounds = min(${count}u, (w.s_q * w.group - w.row_base + 15u) / 16u * ${rounds}u);`,
     'for (var round = 0u; round < rounds; round++) {',
     'workgroupBarrier();',
-    'switch round {', ...all(count, (i) => [i === count - 1 ? 'default: {' : `case ${i}u: {`, ...put(i), '}'].join('\n')), '}',
+    choose('round', count, put),
     'workgroupBarrier();', `write_rows(w, round / ${rounds}u * 16u, round % ${rounds}u * ${4 * O_ROUND}u, thread);`,
     '}',
   ].join('\n');

@@ -12,6 +12,7 @@ import type { ScheduleInfo } from '../mla.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { getMlaMetadata } from '../schedule.ts';
 import type { ShapeClass } from '../shape-class.ts';
+import { takesAnyOrder } from './candidates.ts';
 import { ONE_SEGMENT, bindingBytes, type DecodeConfig } from './config.ts';
 import { compileDecode, decodeGrid, encodeDecode, type DecodeKernels } from './dispatch.ts';
 import type { Kernel } from './kernel.ts';
@@ -193,7 +194,7 @@ export class TuneBench {
     };
     const calls: Call[] = [];
     for (const blockTable of blockTables) {
-      const plan = makePlan(op, blockTable, config.tier === 'matrix');
+      const plan = makePlan(op, blockTable, takesAnyOrder(config));
       const buffer = await this.#take(plan.words.byteLength);
       gpu.device.queue.writeBuffer(buffer, 0, plan.words);
       calls.push({ plan, buffer });
