@@ -252,6 +252,14 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         var sum_$r_$g = vec4<f32>();
         #end
         #end
+        #if HALVES
+        // Of d's last units a slice has half of one. In front of the loop it costs less than behind.
+        {
+          let unit = WHOLE_UNITS + slice / 2u;
+          let upper = slice % 2u != 0u;
+          HALF_PRODUCTS
+        }
+        #end
         for (var unit0 = first_unit; unit0 < WHOLE_UNITS; unit0 += SLICES * S_TURNS) {
           #unroll x < S_TURNS
           {
@@ -260,14 +268,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
           }
           #end
         }
-        #if HALVES
-        // Of what is left of d a slice has half a unit.
-        {
-          let unit = WHOLE_UNITS + slice / 2u;
-          let upper = slice % 2u != 0u;
-          HALF_PRODUCTS
-        }
-        #end
 
         // sums
         SUMS
