@@ -141,12 +141,12 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
   // has a loop of few instructions unrolled.
   const bounded = 'for (var turn = 0u; turn < 0x7fffffffu; turn++)';
   const source = matrixSource
-    .replaceAll(/^ *FETCH_NEXT$/gm, '{\nlet fetched = token0 + TILES * TOKENS;\nFETCH\n}')
+    .replaceAll(/^ *FETCH_NEXT$/gm, `{\nlet fetched = token0 + TILES * TOKENS;\n${fetchNext(values, segments, fixed)}\n}`)
     .replace(/^ *SCORES_AHEAD$/m, scoresAhead(values, productsAhead, 'here').join('\n'))
     .replaceAll(/^ *NEXT$/gm, next(values, productsAhead))
     .replaceAll(/^ *FETCH_Q$/gm, fetchQ(values))
-    .replaceAll(/^ *FETCH$/gm, fetchRows(values, segments, !fixed))
-    .replace(/^ *FETCH_SECOND$/m, fetchRows(values, segments, !fixed, '2'))
+    .replace(/^ *FETCH$/m, fetchFirst(values, segments))
+    .replace(/^ *FETCH_SECOND$/m, fetchFirst(values, segments, '2'))
     .replaceAll(/^ *STAGE$/gm, stage(values))
     .replace(/^ *STAGE_SECOND$/m, stage(values, '2'))
     .replace(/^ *LEAVE$/m, leave(values, leaving))
@@ -219,23 +219,35 @@ function shares({ TOKENS, SUBGROUPS, LANES, OWN_VECS, OWN_LOADS, REST_VECS, REST
   ];
 }
 
+/** This thread's shares of the rows where `row_at` says, under way from here on. */
+function fetch(counts: Counts, segment: number, tile: '' | '2' = ''): string[] {
+  return shares(counts, tile).map(({ name, from }) => `${name} = kv${segment}[row_at.y + ${from}];`);
+}
+
+/** The block of the step after that of `fetched`. */
+const NEXT_BLOCK = 'next_block = block_of(w, fetched + TOKENS + own_row);';
+
+/** One of a sequence's first steps, of which it may have none, and the next step's block. */
+function fetchFirst(counts: Counts, segments: number, tile: '' | '2' = ''): string {
+  return [
+    ...all(segments, (segment) => [`if (fetched < w.end${segments === 1 ? '' : ` && row_at.x == ${segment}u`}) {`, ...fetch(counts, segment, tile), '}'].join('\n')),
+    NEXT_BLOCK,
+  ].join('\n');
+}
+
 /**
- * This thread's shares of a step's rows, under way from here on, and the next step's block. With `clear` the shares before are gone where
- * no rows are left, so that a compiler need not keep them until then.
+ * The rows of the step at `fetched`, and the next step's block. Past the sequence's end rows of its last block, which nobody sees: where there are
+ * none, a compiler would keep those of the step before. In a branch loads stay where they are; without one they may be put off until they are
+ * waited for, which costs 16 and 32 rows a quarter, but else less than the branch. Not in a branch of a branch, at whose end they would be waited for.
  */
-function fetchRows(counts: Counts, segments: number, clear: boolean, tile: '' | '2' = ''): string {
-  const mine = shares(counts, tile);
-  const from = (segment: number): string[] => mine.map(({ name, from }) => `${name} = kv${segment}[row_at.y + ${from}];`);
-  const none = clear ? mine.map(({ name }) => `${name} = vec4<u32>();`) : [];
-  const block = 'next_block = block_of(w, fetched + TOKENS + own_row);';
-  // In a branch, or a compiler puts the loads off until they are waited for. Not in a branch of a branch, at whose end they would be.
-  const inBranch = counts.TWO_TILES && segments === 1;
+function fetchNext(counts: Counts, segments: number, fixed: boolean): string {
+  const rows = fetch(counts, 0);
   return [
     ...(counts.AHEAD ? [] : ['row_at = row_in(w, next_block, fetched + own_row);']),
-    ...(segments === 1
-      ? ['if (fetched < w.end) {', ...(inBranch ? [block] : []), ...from(0), '} else {', ...none, '}']
-      : [...none, ...all(segments, (segment) => [`if (fetched < w.end && row_at.x == ${segment}u) {`, ...from(segment), '}'].join('\n'))]),
-    ...(inBranch ? [] : [block]),
+    ...(segments > 1 ? [choose('row_at.x', segments, (segment) => [NEXT_BLOCK, ...fetch(counts, segment)])]
+      : fixed ? [NEXT_BLOCK, ...rows]
+      : counts.TWO_TILES ? [...rows, NEXT_BLOCK]
+      : ['if (fetched < w.end) {', ...rows, '} else {', ...shares(counts, '').map(({ name }) => `${name} = vec4<u32>();`), '}', NEXT_BLOCK]),
   ].join('\n');
 }
 
