@@ -18,9 +18,10 @@
 // P is made as if a row's reference exponent were to stay and each row saw each key, without a look at the row's maximum. Where that is not
 // so, a score is too far above the reference or the step at a sequence's end, someone raises an event; then, rarely, the row's maximum is
 // found, P made again, and O rescaled by way of workgroup memory. So P fills f16's range, and O is exact relative to the reference.
-// Q's rows are scaled by a power of two into f16's range. A cached number that f16 cannot hold shows in every score it is part of. It sends
-// the workgroup to `exact` (decode_exact.wgsl), which does the same sequence again in f32; so does a cache of numbers so small that f16
-// loses them.
+// Q's rows are scaled by a power of two into f16's range. What f16 cannot hold of a cache of bf16 sends the workgroup to `exact`
+// (decode_exact.wgsl), which does the same sequence again in f32. Numbers too large show in every score they are part of. Small ones lose up to
+// 2^-25 each. In a score that is nothing unless Q's row is so large that the sum of such losses might show; in V it is nothing beside what a row of
+// O is made of, unless all of that row is faint.
 //
 // What lives where: O and Q as matrices in registers for as long as the sequence, but for the last of each slice's columns of Q where
 // Q is split; the rows to be staged next in registers, from where the launcher puts FETCH; the KV tiles, the slices of S, P, and what is
@@ -33,8 +34,9 @@
 // for subgroup matrices, and decode_exact.wgsl behind. It writes what lines of capitals stand for: FETCH_Q, FETCH, FETCH_SECOND, FETCH_NEXT, STAGE,
 // STAGE_SECOND, SCORES, SCORES_AHEAD, V_AHEAD, OUTPUT_AHEAD, OUTPUT, NEXT, LEAVE, and TURNS and STEPS, loops' heads.
 
-/// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum's inverse.
-var<workgroup> row_scale: array<f32, ROWS>;
+/// Of each row what its scores are multiplied by, until that is beside P; when O is rescaled, by what; in the end its sum's inverse, which is made
+/// negative when some number of O, as it leaves, is not FAINT. Bits of f32.
+var<workgroup> row_scale: array<atomic<u32>, ROWS>;
 var<workgroup> events: atomic<u32>;
 
 alias Left = subgroup_matrix_left<f16, 16, 16>;
@@ -46,12 +48,13 @@ const LOOK = 1u;
 const RESCALE = 2u;
 const OUT_OF_RANGE = 4u;
 const LAST = 8u;
-const ORDINARY = 16u;
 // A row's largest probability is 2^START when its reference is set and 2^(START + HEADROOM) at most.
 const START = 7.0;
 const HEADROOM = 8.0;
-// The bits of bf16 2^-9: a number as large is ordinary, and f16 loses none beside it that matters.
-const SMALLEST = 0x3b00u;
+// Numbers of O below this may be less than 2^10 times what f16 has lost of V.
+const FAINT = 0x1p-15;
+// With scores of base 2 this much of a row of Q, as a sum of magnitudes, may make them wrong by 2^-12.
+const REACH = 0x1p13;
 
 /// What a workgroup knows of its rows and of the sequence at hand.
 struct Work {
@@ -120,6 +123,9 @@ fn magnitude(x: vec4<u32>) -> u32 {
   return max(max(m.x, m.y), max(m.z, m.w));
 }
 
+// The same as a number.
+fn value_of(magnitude: u32) -> f32 { return bitcast<f32>(magnitude << 16u); }
+
 fn power_of_two(exponent: i32) -> f32 { return bitcast<f32>(u32(exponent + 127) << 23u); }
 
 // The exponent to take out of a row of Q, so that its largest number is between 2^14 and 2^15.
@@ -127,6 +133,12 @@ fn row_exponent(most: u32) -> i32 {
   let exponent = select(i32(most >> 10u) - 15, i32(most >> 7u) - 127, IS_BF16);
   return clamp(exponent - 14, -126, 126);
 }
+
+fn most_of(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
+
+fn scale_of(row: u32) -> f32 { return bitcast<f32>(atomicLoad(&row_scale[row])); }
+
+fn set_scale(row: u32, scale: f32) { atomicStore(&row_scale[row], bitcast<u32>(scale)); }
 
 fn inverse_of(sum: f32) -> f32 { return select(1.0 / sum, 0.0, sum == 0.0); }
 
@@ -170,11 +182,17 @@ fn write_rows(w: Work, first: u32, quad0: u32, thread: u32) {
     let row_$u = i_$u / ROW_QUADS;
     let subgroup_$u = i_$u / O_QUADS % SUBGROUPS;
     let quad_$u = i_$u % O_QUADS;
-    let o_$u = o_get((subgroup_$u * 16u + row_$u) * O_STRIDE + quad_$u) * row_scale[first + row_$u];
+    let inverse_$u = abs(scale_of(first + row_$u));
+    let o_$u = o_get((subgroup_$u * 16u + row_$u) * O_STRIDE + quad_$u) * inverse_$u;
     let at_row_$u = state_get(first + row_$u, 1u).y;
     #end
     #unroll u < 4
     if (i0 + $uu * THREADS < count) { write_quad(w, at_row_$u, subgroup_$u * OUT_TILES * 4u + quad0 + quad_$u, o_$u); }
+    #end
+    #if IS_BF16
+    #unroll u < 4
+    if (most_of(abs(o_$u)) >= FAINT) { set_scale(first + row_$u, -inverse_$u); }
+    #end
     #end
   }
 }
@@ -214,7 +232,7 @@ fn out_of_range(scores: vec4<f32>) -> bool {
 
 // Whether four scores are an event: in themselves, and from the reference on.
 fn is_event(scores: vec4<f32>, above: vec4<f32>) -> bool {
-  return max(max(above.x, above.y), max(above.z, above.w)) > START + HEADROOM || out_of_range(scores);
+  return most_of(above) > START + HEADROOM || out_of_range(scores);
 }
 
 // Four scores of a row.
@@ -341,15 +359,22 @@ fn main(
     workgroupBarrier();
     {
       var most = 0u;
+      var sum = 0.0; // no less than that of the row's magnitudes
       #unroll v < Q_LOADS
-      most = max(most, magnitude(y_$t_$v));
+      {
+        let largest = magnitude(y_$t_$v);
+        most = max(most, largest);
+        sum += 8.0 * value_of(largest);
+      }
       #end
       #unroll x < Q_SHUFFLES
       most = max(most, subgroupShuffleXor(most, 1u << $xu));
+      sum += subgroupShuffleXor(sum, 1u << $xu);
       #end
+      if (IS_BF16 && sum * abs(scale_log2) > REACH) { atomicOr(&events, OUT_OF_RANGE); }
       let exponent = row_exponent(most);
       let up = power_of_two(-exponent);
-      if (q_vec == 0u) { row_scale[$tu * Q_ROWS + q_row] = scale_log2 * power_of_two(exponent); }
+      if (q_vec == 0u) { set_scale($tu * Q_ROWS + q_row, scale_log2 * power_of_two(exponent)); }
       #unroll v < Q_LOADS
       if (q_vec + $vu * Q_LANES < VECS) { tile_put(q_row * KV_STRIDE + q_vec + $vu * Q_LANES, scaled(y_$t_$v, up)); }
       #end
@@ -382,15 +407,6 @@ fn main(
     var outside = false;
 
     var token0 = w.begin;
-    // The first step's V stands for all: if none of its numbers is ordinary, the cache may be of numbers that f16 loses. Of a step that is not
-    // full some do, as what is past the end must not.
-    var most = select(0u, magnitude(x_0), w.begin + own_row < w.end);
-    if (w.begin + TOKENS <= w.end) {
-      #unroll v < OWN_LOADS
-      most = max(most, magnitude(x_$v));
-      #end
-    }
-    if (!IS_BF16 || most >= SMALLEST) { atomicOr(&events, ORDINARY); }
     {
       const here = 0u;
       STAGE
@@ -405,7 +421,7 @@ fn main(
     const here = 0u;
     #end
     if (owner && lane == 0u) {
-      state_put(row, 0u, vec2<u32>(bitcast<u32>(row_scale[row]), bitcast<u32>(LOWEST)));
+      state_put(row, 0u, vec2<u32>(bitcast<u32>(scale_of(row)), bitcast<u32>(LOWEST)));
       state_put(row, 1u, vec2<u32>(limit_of(w, row), o_row(w, w.row_base + row)));
     }
     workgroupBarrier();
@@ -498,7 +514,7 @@ fn main(
         let seen_$j = visible(token0 + quad_$j * 4u, limit);
         let seen_sum_$j = select(vec4<f32>(), scores_of(row, quad_$j), seen_$j);
         let score_$j = select(vec4<f32>(LOWEST), seen_sum_$j * state.x, seen_$j);
-        highest = max(highest, max(max(score_$j.x, score_$j.y), max(score_$j.z, score_$j.w)));
+        highest = max(highest, most_of(score_$j));
         if ((ALL_OWN || owner) && out_of_range(seen_sum_$j)) { atomicOr(&events, OUT_OF_RANGE); }
         #end
         #unroll x < ROW_SHUFFLES
@@ -525,11 +541,11 @@ fn main(
         }
         // All lanes of the row have read its state: its maximum comes of what each of them read.
         if ((ALL_OWN || owner) && lane == 0u) {
-          row_scale[row] = factor;
+          set_scale(row, factor);
           state_put(row, 0u, vec2<u32>(bitcast<u32>(state.x), bitcast<u32>(next)));
         }
         let moved = workgroupUniformLoad(&events);
-        if ((moved & OUT_OF_RANGE) != 0u || (moved & ORDINARY) == 0u) {
+        if ((moved & OUT_OF_RANGE) != 0u) {
           outside = true;
           break;
         }
@@ -541,7 +557,7 @@ fn main(
           workgroupBarrier();
           subgroupMatrixStore<row_major>(&slices, me * 64u, o_$r_$c, 4u);
           workgroupBarrier();
-          for (var i = thread; i < SUBGROUPS * 64u; i += THREADS) { slices_put(i, slices_get(i) * row_scale[$ru * 16u + (i / 4u) % 16u]); }
+          for (var i = thread; i < SUBGROUPS * 64u; i += THREADS) { slices_put(i, slices_get(i) * scale_of($ru * 16u + (i / 4u) % 16u)); }
           workgroupBarrier();
           o_$r_$c = subgroupMatrixLoad<Result, row_major>(&slices, me * 64u, 4u);
           #end
@@ -559,17 +575,25 @@ fn main(
 
     workgroupBarrier();
     // The end of a sequence.
-    if (outside) {
-      exact(w, thread, scale_log2);
-    } else {
+    if (!outside) {
       #unroll x < ROW_SHUFFLES
       total += subgroupShuffleXor(total, 1u << $xu);
       #end
       if (owner && lane == 0u) {
-        row_scale[row] = inverse_of(total);
+        set_scale(row, inverse_of(total));
         if (w.row_base + row < w.s_q * w.group) { write_lse(w, w.row_base + row, bitcast<f32>(state_get(row, 0u).y), total); }
       }
       LEAVE
+      #if IS_BF16
+      workgroupBarrier();
+      // A row that sees nothing has no sum.
+      if (owner && lane == 0u && w.row_base + row < w.s_q * w.group && scale_of(row) > 0.0) { atomicOr(&events, OUT_OF_RANGE); }
+      outside = (workgroupUniformLoad(&events) & OUT_OF_RANGE) != 0u;
+      #end
+    }
+    if (outside) {
+      storageBarrier();
+      exact(w, thread, scale_log2);
     }
   }
 }

@@ -10,6 +10,7 @@ import { badDecodeInput } from './conformance/bad-decode-input.ts';
 import { cache } from './conformance/cache.ts';
 import { decode } from './conformance/decode.ts';
 import { lifetime } from './conformance/lifetime.ts';
+import { range } from './conformance/range.ts';
 import { special } from './conformance/special.ts';
 import { tensors } from './conformance/tensors.ts';
 import type { Heads } from './heads.ts';
@@ -40,6 +41,7 @@ export function conformance(
 
     decode(instance, cases, oracleFlops, only);
     special(instance);
+    range(instance);
     tensors(instance);
     cache(instance, only);
     badDecodeInput(instance, makeMla, only);

@@ -11,8 +11,9 @@ import { decodeCandidates, type DecodeProblem, type DeviceTraits } from '../src/
 import { decodeMatrixKernel } from '../src/webgpu/decode-matrix.ts';
 import { MATRIX_SHAPES, matrixConfig, type MatrixDecodeConfig, type MatrixShape } from '../src/webgpu/matrix-config.ts';
 import type { MatrixSyntax } from '../src/webgpu/matrix-test.ts';
-import { makeCase, type CaseOptions, type DecodeCase } from './cases.ts';
+import { makeCase, type CaseOptions } from './cases.ts';
 import { expectRight, oracle, run } from './check.ts';
+import { range } from './conformance/range.ts';
 import { emulateMatrices } from './matrix-emulation.ts';
 import { compileError, texts } from './null-gpu.ts';
 import { softwareGpu } from './software-adapter.ts';
@@ -229,16 +230,7 @@ describe.each([
     expectRight(c, await run(mla, c));
   });
 
-  // One cached number at a time that f16 has no room for, in a cache of ordinary ones: in V and K, in RoPE, past the end.
-  test.each([[1e5, 3], [-3e38, 7], [7e4, dV + 9]])('a cached %d at column %i', async (value, column) => {
-    const c = makeCase({ ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [100], softmaxScale: 1e-3 });
-    const at = (c.blockTable[1]! * c.blockSize + 20) * dQk + column;
-    c.kvCache[at] = bits(value);
-    // The largest numbers of Q as well: a row of it has its own scale.
-    c.q[5] = bits(1e30);
-    c.q[column] = 0;
-    expectRight(c, await run(mla, c));
-  });
+  range(() => mla, { ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [100] });
 
   // The last key is seen by the last query token only: some rows of a workgroup, or all of one and none of another.
   test.each([[0, 4], [2, 4], [5, 4], [2, 32]])('NaN in number %i of a key that one query token sees, %i heads', async (column, hQ) => {
@@ -262,30 +254,4 @@ describe.each([
     expect(highest).toBeGreaterThan(40);
     expect(Math.abs(oracle(c).lse[0]! - highest)).toBeLessThan(1e-3);
   });
-
-  // All of it, or after a block of zeros.
-  // With ordinary numbers past the end, which are read as well: of the last in its first step.
-  test.each([[100, 0], [100, 1], [1, 0]])('a cache of %i tokens of tiny numbers, but for %i blocks', async (tokens, zeros) => {
-    const c = tiny(makeCase({ ...narrow, b: 1, sQ: 1, sK: 0, hQ: 16, seqlens: [tokens], poison: false }));
-    const rowsOf = (block: number, from = 0): [number, number] => [(c.blockTable[block]! * c.blockSize + from) * dQk, (c.blockTable[block]! + 1) * c.blockSize * dQk];
-    if (zeros > 0) c.kvCache.fill(0, ...rowsOf(0));
-    const last = Math.floor((tokens - 1) / c.blockSize);
-    c.kvCache.fill(bits(1), ...rowsOf(last, tokens - last * c.blockSize));
-    const got = await run(mla, c);
-    expectRight(c, got);
-    // That bound is made for ordinary numbers: these, times 2^60 again.
-    const { out } = oracle(c);
-    expect(Math.max(...out.map(Math.abs))).toBeGreaterThan(2 ** -66);
-    got.out.forEach((value, i) => expect(Math.abs(value - out[i]!) * 2 ** 60).toBeLessThan(8e-4 + Math.abs(out[i]!) * 2 ** 60 / 64));
-  });
 });
-
-function bits(value: number): number {
-  return new Uint32Array(Float32Array.of(value).buffer)[0]! >>> 16;
-}
-
-/** The same with every cached number divided by 2^60. */
-function tiny(c: DecodeCase): DecodeCase {
-  for (let i = 0; i < c.kvCache.length; i++) if ((c.kvCache[i]! & 0x7fff) !== 0) c.kvCache[i]! -= 60 << 7;
-  return c;
-}
