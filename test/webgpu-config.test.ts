@@ -19,6 +19,7 @@ const device = { kind: 'gpu', vendor: '', architecture: '', tier: 'base', limits
 const devices: [string, DeviceTraits][] = [
   ['a GPU', device],
   ['an NVIDIA GPU', { ...device, vendor: 'nvidia' }],
+  ['an AMD GPU', { ...device, vendor: 'amd', architecture: 'rdna-3' }],
   ['software', { ...device, kind: 'software' }],
   ...([[4, 4], [8, 32], [32, 32], [64, 64]] as const).map(([min, max]): [string, DeviceTraits] => [
     `subgroups of ${min} to ${max}`, { ...device, kind: min === 4 ? 'software' : 'gpu', vendor: min === 32 ? 'nvidia' : '', tier: 'subgroup', subgroupSize: { min, max } },
@@ -104,6 +105,62 @@ describe.each(devices.flatMap(([name, traits]): [string, DeviceTraits][] => [
     expect(config).toBeUndefined();
     expect(rejected.length).toBeGreaterThan(0);
     for (const why of rejected) expect(why).toMatch(/exceed/);
+  });
+});
+
+describe('where nothing is tuned, by vendor and architecture', () => {
+  const on = (vendor: string, architecture = '', tier: DeviceTraits['tier'] = 'subgroup'): DeviceTraits => ({
+    ...device, vendor, architecture, tier, subgroupSize: { min: 32, max: 32 }, matrix: { syntax: 'new', subgroupSize: 32 },
+  });
+
+  test('as many parts as the device is likely to run at once', () => {
+    const slots = (vendor: string, architecture?: string): number => scheduleInfo(on(vendor, architecture)).slots;
+    // An H200 says no architecture.
+    expect([slots('nvidia'), slots('nvidia', 'hopper'), slots('nvidia', 'ampere'), slots('nvidia', 'turing'), slots('nvidia', 'pascal')]).toEqual([528, 528, 320, 160, 80]);
+    expect([slots('amd', 'cdna-3'), slots('amd', 'rdna-3'), slots('amd', 'gcn-5')]).toEqual([440, 264, 144]);
+    expect([slots('intel', 'gen-9'), slots('intel', 'gen-11'), slots('intel', 'gen-12lp'), slots('intel', 'xe-2lpg'), slots('intel', 'gen-12hp'), slots('intel', 'xe-2hpg')]).toEqual([32, 32, 64, 64, 160, 160]);
+    expect([slots('apple', 'metal-3'), slots('qualcomm', 'adreno-6xx'), slots('qualcomm', 'adreno-8xx'), slots('arm', 'valhall'), slots('', '')]).toEqual([80, 16, 32, 32, 264]);
+    expect(scheduleInfo(on('nvidia', '', 'matrix')).slots).toBe(264);
+  });
+
+  test('tiles that registers hold; what they do not has a reason', () => {
+    const first = (vendor: string, architecture: string): string => decodeCandidates(DEEPSEEK, 128, on(vendor, architecture, 'base')).fits[0]!.key;
+    expect([first('nvidia', 'ampere'), first('amd', 'rdna-3'), first('intel', 'xe-2lpg')]).toEqual([
+      'base 64x16/256 s4x2/256 prefetch pairs of 2', 'base 64x16/256 s4x1/256x6 prefetch', 'base 32x16/256 s4x1/256 prefetch',
+    ]);
+    const all = decodeCandidates(DEEPSEEK, 128, on('nvidia'));
+    for (const [vendor, architecture, ...why] of [
+      ['amd', 'rdna-3', '160 sums a thread exceed the 144 that registers are taken to hold on amd rdna-3', '512 threads exceed the 256 that are taken to be good on amd rdna-3'],
+      ['', '', '144 sums a thread exceed the 96 that registers are taken to hold on an unknown GPU'],
+    ] as const) {
+      const { fits, rejected } = decodeCandidates(DEEPSEEK, 128, on(vendor, architecture));
+      // Each is in one list or the other.
+      expect([...fits.map(({ key }) => key), ...rejected.map((line) => line.split(':')[0]!)].sort()).toEqual([...all.fits.map(({ key }) => key), ...all.rejected.map((line) => line.split(':')[0]!)].sort());
+      for (const part of why) expect(rejected.join('\n')).toContain(part);
+    }
+  });
+
+  test('tiles larger than the rows have a reason as well', () => {
+    const { fits, rejected } = decodeCandidates(DEEPSEEK, 16, on('nvidia'));
+    expect(new Set(fits.map(({ rows }) => rows))).toEqual(new Set([16, 4]));
+    expect(rejected).toContain('subgroup 64x16/256 s4x2/256 prefetch: 16 rows leave more of it empty than of 16');
+  });
+});
+
+describe('what the device has said against configurations', () => {
+  const traits: DeviceTraits = { ...device, tier: 'matrix', vendor: 'nvidia', subgroupSize: { min: 32, max: 32 }, matrix: { syntax: 'new', subgroupSize: 32 } };
+
+  test('is a reason, and where it is all of a tier the next one serves', () => {
+    const faults = new Map<string, string>();
+    const tiers: string[] = [];
+    for (;;) {
+      const { config, rejected } = chooseDecodeConfig(DEEPSEEK, 16, traits, undefined, faults);
+      for (const [key, why] of faults) expect(rejected).toContain(`${key}: ${why}`);
+      if (!config) break;
+      if (tiers.at(-1) !== config.tier) tiers.push(config.tier);
+      faults.set(config.key, 'the device refuses it');
+    }
+    expect(tiers).toEqual(['matrix', 'subgroup', 'base']);
   });
 });
 

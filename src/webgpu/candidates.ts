@@ -1,6 +1,7 @@
 /** Tables of configurations to try, by tier and device, best guess first. Pure. */
 import type { ScheduleInfo } from '../mla.ts';
 import type { DeviceTraits } from './config.ts';
+import { deviceClass } from './device-class.ts';
 
 /** What is chosen; the rest of a configuration follows. Numbers are powers of two. */
 export interface Candidate {
@@ -122,12 +123,9 @@ const SOFTWARE: Readonly<Record<'base' | 'subgroup', readonly Candidate[]>> = {
   ],
 };
 
-/** Candidates of a tier for a device. */
-export function candidates(tier: 'base' | 'subgroup', { kind, vendor }: DeviceTraits): readonly Candidate[] {
-  if (kind === 'software') return SOFTWARE[tier];
-  const all = [...LARGE[tier], ...SMALL];
-  // Elsewhere a thread has fewer registers: tiles with 64 sums of O in them.
-  return vendor === 'nvidia' ? all : all.filter(({ rows, threads }) => rows <= 32 && rows * 8 <= threads);
+/** Candidates of a tier for a device. What a GPU is too small for is refused by itself, with a reason. */
+export function candidates(tier: 'base' | 'subgroup', { kind }: DeviceTraits): readonly Candidate[] {
+  return kind === 'software' ? SOFTWARE[tier] : [...LARGE[tier], ...SMALL];
 }
 
 /** What each sequence costs a workgroup of the matrix tier besides its tokens, in tokens: on an H200 best from 128 to 256. Of the other tiers it is little. */
@@ -143,11 +141,12 @@ export function takesAnyOrder({ tier }: Pick<DeviceTraits, 'tier'>): boolean {
  * kernels take sequences in any order.
  */
 export function occupancy(traits: DeviceTraits): Required<Pick<ScheduleInfo, 'slots' | 'minTokensPerPart' | 'sequenceTokens' | 'anyOrder'>> {
-  const { kind, vendor, tier, processors = 8 } = traits;
+  const { kind, vendor, architecture, tier, processors = 8 } = traits;
   const anyOrder = takesAnyOrder(traits);
   // A software adapter runs a workgroup a processor, and merging costs it more than a second round; a GPU several on each of its tens to
   // hundreds of cores.
   if (kind === 'software') return { slots: Math.max(4, processors), minTokensPerPart: 256, sequenceTokens: 0, anyOrder };
+  const { slots } = deviceClass(vendor, architecture);
   // Workgroups of the matrix tier take a third of a core's registers and more.
-  return { slots: vendor === 'nvidia' && tier !== 'matrix' ? 528 : 264, minTokensPerPart: 64, sequenceTokens: tier === 'matrix' ? MATRIX_SEQUENCE_TOKENS : 0, anyOrder };
+  return { slots: tier === 'matrix' ? slots / 2 : slots, minTokensPerPart: 64, sequenceTokens: tier === 'matrix' ? MATRIX_SEQUENCE_TOKENS : 0, anyOrder };
 }

@@ -10,6 +10,7 @@ import type { ScheduleInfo } from '../mla.ts';
 import { chooseRowTile } from '../schedule.ts';
 import type { Problem } from '../validate.ts';
 import { candidates, occupancy, type Candidate } from './candidates.ts';
+import { deviceClass } from './device-class.ts';
 import { matrixConfig, matrixShapes, type MatrixDecodeConfig } from './matrix-config.ts';
 import type { MatrixTraits } from './matrix-test.ts';
 import type { SubgroupSize } from './subgroup-test.ts';
@@ -88,9 +89,16 @@ export interface ScalarConfig extends Required<Candidate> {
   readonly outUnits: number;
   /** Neighbouring threads that share rows of O; a thread's units are as far apart. */
   readonly outLanes: number;
+  /** Sums of S and O that a thread holds at once. */
+  readonly sums: number;
   /** Bytes of workgroup memory. */
   readonly workgroupBytes: number;
 }
+
+/** By configurations' keys. */
+export type Faults = ReadonlyMap<string, string>;
+
+const NONE: Faults = new Map();
 
 /** Configurations that fit, best guess first, and why each other one does not. */
 export interface Candidates {
@@ -101,26 +109,27 @@ export interface Candidates {
 /**
  * Those of the device's tier; where none fits, those of the next.
  * @param rows query rows a KV head
+ * @param faults what the device has said against configurations, by their keys
  */
-export function decodeCandidates(problem: DecodeProblem, rows: number, traits: DeviceTraits): Candidates {
+export function decodeCandidates(problem: DecodeProblem, rows: number, traits: DeviceTraits, faults: Faults = NONE): Candidates {
   const rejected: string[] = [];
   for (const tier of TIERS.slice(TIERS.indexOf(traits.tier))) {
     const fits: DecodeConfig[] = [];
     for (const config of ofTier(tier, problem, traits)) {
-      const why = typeof config === 'string' ? config : refuse(config, problem, traits);
+      const why = typeof config === 'string' ? config : refuse(config, problem, traits, faults);
       if (typeof config !== 'string' && why === undefined) fits.push(config);
       else rejected.push(why!);
     }
-    if (fits.length > 0) return { fits: inOrder(fits, rows), rejected };
+    if (fits.length > 0) return inOrder(fits, rows, rejected);
   }
   return { fits: [], rejected };
 }
 
 /** The configuration named `preferredKey` where it fits, else the best guess; undefined where none fits. */
 export function chooseDecodeConfig(
-  problem: DecodeProblem, rows: number, traits: DeviceTraits, preferredKey?: string,
+  problem: DecodeProblem, rows: number, traits: DeviceTraits, preferredKey?: string, faults?: Faults,
 ): { config: DecodeConfig | undefined; rejected: readonly string[] } {
-  const { fits, rejected } = decodeCandidates(problem, rows, traits);
+  const { fits, rejected } = decodeCandidates(problem, rows, traits, faults);
   return { config: fits.find(({ key }) => key === preferredKey) ?? fits[0], rejected };
 }
 
@@ -134,9 +143,12 @@ export function scheduleInfo(traits: DeviceTraits): ScheduleInfo {
 }
 
 /** The tile that wastes fewest rows first, then smaller ones: a larger one only wastes. The table's order within a tile. */
-function inOrder(fits: readonly DecodeConfig[], rows: number): DecodeConfig[] {
+function inOrder(fits: readonly DecodeConfig[], rows: number, rejected: readonly string[]): Candidates {
   const wanted = chooseRowTile([...new Set(fits.map((c) => c.rows))].sort((a, b) => a - b), rows);
-  return fits.filter((c) => c.rows <= wanted).sort((a, b) => b.rows - a.rows);
+  return {
+    fits: fits.filter((c) => c.rows <= wanted).sort((a, b) => b.rows - a.rows),
+    rejected: [...rejected, ...fits.filter((c) => c.rows > wanted).map(({ key }) => `${key}: ${rows} rows leave more of it empty than of ${wanted}`)],
+  };
 }
 
 /** All there are for these widths; what there is none for, as `key: reason`. */
@@ -172,22 +184,24 @@ export function scalarConfig(
   const quadLanes = Math.min(quadTile, Math.max(1, slices / rowTile));
   // The KV step; slices' sums; 16 bytes of probabilities and a float a quad, two a row, one beside.
   const workgroupBytes = tokens * stride * vec * 4 + 16 * sliceSums + 20 * rows * quads + 8 * rows + 4;
+  const outUnits = Math.ceil(dV / 2 / vec / outLanes);
   return {
     rows, tokens, threads, rowTile, quadTile, vec, scoreThreads, prefetch, quadProbs, scoreTurns, pairSums, tier,
     key, slices, wholeUnits, sliceSums, quadLanes, stride, stageLanes: Math.max(threads / tokens, 8),
     threadQuads: shuffles ? Math.max(1, rowTile / slices) * (quadTile / quadLanes) : Math.ceil((rows * quads) / threads),
     shuffleMax: shuffles && quadTile === quadLanes && slices * (quads / quadTile) <= (subgroupSize?.min ?? 0),
-    outRows, outUnits: Math.ceil(dV / 2 / vec / outLanes), outLanes, workgroupBytes,
+    outRows, outUnits, outLanes, sums: 2 * vec * outRows * outUnits + 4 * rowTile * quadTile, workgroupBytes,
   };
 }
 
 /** Why a configuration does not fit, as `key: reason`. */
-function refuse(config: DecodeConfig, problem: DecodeProblem, traits: DeviceTraits): string | undefined {
-  const why = misfit(config, problem, traits);
+function refuse(config: DecodeConfig, problem: DecodeProblem, traits: DeviceTraits, faults: Faults): string | undefined {
+  const why = misfit(config, problem, traits) ?? faults.get(config.key);
   return why && `${config.key}: ${why}`;
 }
 
-function misfit({ threads, tokens, slices, workgroupBytes, tier }: DecodeConfig, { blockSize = 16 }: DecodeProblem, { limits, subgroupSize }: DeviceTraits): string | undefined {
+function misfit(config: DecodeConfig, { blockSize = 16 }: DecodeProblem, { limits, subgroupSize, kind, vendor, architecture }: DeviceTraits): string | undefined {
+  const { threads, tokens, slices, workgroupBytes, tier } = config;
   if (threads > limits.maxComputeInvocationsPerWorkgroup || threads > limits.maxComputeWorkgroupSizeX) {
     return `${threads} threads exceed ${Math.min(limits.maxComputeInvocationsPerWorkgroup, limits.maxComputeWorkgroupSizeX)}`;
   }
@@ -196,6 +210,12 @@ function misfit({ threads, tokens, slices, workgroupBytes, tier }: DecodeConfig,
   }
   if (blockSize % tokens !== 0) return `${tokens} tokens do not divide blocks of ${blockSize}`;
   const lanes = subgroupSize?.min ?? 0;
+  if (config.tier !== 'matrix' && kind === 'gpu') {
+    const most = deviceClass(vendor, architecture);
+    const what = [vendor, architecture].filter(Boolean).join(' ') || 'an unknown GPU';
+    if (config.sums > most.sums) return `${config.sums} sums a thread exceed the ${most.sums} that registers are taken to hold on ${what}`;
+    if (threads > most.threads) return `${threads} threads exceed the ${most.threads} that are taken to be good on ${what}`;
+  }
   if (tier === 'subgroup' && slices > lanes) return `${slices} slices exceed subgroups of ${lanes}`;
   return undefined;
 }
