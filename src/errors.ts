@@ -115,3 +115,9 @@ export function describe(value: unknown): string {
 export function shapeText(shape: readonly number[]): string {
   return `[${shape.join(', ')}]`;
 }
+
+/** Of what a device says of a kernel the first line, cut short: compilers list all that they would have taken. */
+export function firstLine(message: string): string {
+  const line = message.split('\n', 1)[0]!;
+  return line.length > 200 ? `${line.slice(0, 197)}...` : line;
+}

@@ -228,6 +228,8 @@ export interface MlaInfo {
   readonly tier?: string;
   /** webgpu: why each better tier was passed over. */
   readonly tierNotes?: readonly string[];
+  /** webgpu: calls so far that another tier or configuration served than the first choice, `what: why`. Changes with the calls that are made. */
+  readonly kernelNotes?: readonly string[];
   readonly features: readonly string[];
   readonly limits: Readonly<Record<string, number>>;
   readonly software: boolean;

@@ -12,6 +12,7 @@ import { decodeMatrixKernel } from '../src/webgpu/decode-matrix.ts';
 import { MATRIX_SHAPES, matrixConfig, type MatrixDecodeConfig, type MatrixShape } from '../src/webgpu/matrix-config.ts';
 import type { MatrixSyntax } from '../src/webgpu/matrix-test.ts';
 import { makeCase, type CaseOptions } from './cases.ts';
+import { compareDecode } from './compare.ts';
 import { expectRight, oracle, run } from './check.ts';
 import { range } from './conformance/range.ts';
 import { emulateMatrices } from './matrix-emulation.ts';
@@ -156,14 +157,14 @@ vi.mock('../src/webgpu/matrix-test.ts', async (importOriginal) => ({
   testMatrices: async () => ({ syntax: 'new', subgroupSize: 4 }),
 }));
 
-/** SwiftShader with emulated matrices: kernels for them are rewritten on their way to the compiler. */
-async function emulatingDevice(): Promise<GPUDevice> {
+/** SwiftShader with emulated matrices: kernels for them are rewritten on their way to the compiler, by `alter` first. */
+async function emulatingDevice(alter = (code: string): string => code): Promise<GPUDevice> {
   const adapter = (await (await softwareGpu()).requestAdapter())!;
   const device = await adapter.requestDevice({
     requiredFeatures: ['subgroups'], requiredLimits: { maxComputeWorkgroupStorageSize: adapter.limits.maxComputeWorkgroupStorageSize },
   });
   const compile = device.createShaderModule.bind(device);
-  device.createShaderModule = (descriptor) => compile({ ...descriptor, code: descriptor.code.includes('subgroup_matrix') ? emulateMatrices(descriptor.code) : descriptor.code });
+  device.createShaderModule = (descriptor) => compile({ ...descriptor, code: descriptor.code.includes('subgroup_matrix') ? emulateMatrices(alter(descriptor.code)) : descriptor.code });
   return device;
 }
 
@@ -253,5 +254,39 @@ describe.each([
     const highest = softmaxScale * q.reduce((sum, bits) => sum + fromBf16(bits) ** 2, 0);
     expect(highest).toBeGreaterThan(40);
     expect(Math.abs(oracle(c).lse[0]! - highest)).toBeLessThan(1e-3);
+  });
+});
+
+describe('rescaling of O', { timeout: 120_000 }, () => {
+  let mla: Mla;
+  let device: GPUDevice;
+  beforeAll(async () => {
+    preferred.key = 'matrix 16x16 4/4 scores';
+    device = await emulatingDevice((code) => {
+      const never = code.replace('if ((moved & RESCALE) != 0u) {', 'if (false) {');
+      expect(never).not.toBe(code);
+      return never;
+    });
+    mla = await createMla({ backend: 'webgpu', device, tier: 'matrix', tune: 'off' });
+  });
+  afterAll(async () => {
+    await mla?.destroy();
+    device?.destroy();
+  });
+
+  // In base 2, the score of the last key above those before.
+  test.each([[6, 'left out'], [20, 'needed']])('is lazy: with a maximum that rises by %i at the end it is %s', async (rise, what) => {
+    const options: CaseOptions = { dV: 64, rope: 64, b: 1, sQ: 1, sK: 0, hQ: 1, seqlens: [128] };
+    const { q } = makeCase(options);
+    const softmaxScale = (rise * Math.LN2) / q.reduce((sum, bits) => sum + fromBf16(bits) ** 2, 0);
+    const c = makeCase({ ...options, softmaxScale });
+    const last = (c.blockTable[1]! * c.blockSize + 63) * c.dQk;
+    const { lse } = oracle(c);
+    c.kvCache.set(c.q, last);
+    // The one before knows the others' scores only: 128 of them, next to 0.
+    expect(Math.abs(lse[0]! / Math.LN2 - 7)).toBeLessThan(2);
+    const fault = compareDecode(c, oracle(c), await run(mla, c));
+    if (what === 'needed') expect(fault).toMatch(/out: /);
+    else expect(fault).toBeUndefined();
   });
 });

@@ -51,6 +51,8 @@ export interface BenchReport {
   /** Where times come from; null when no shape ran. */
   readonly source: 'device' | 'wall' | null;
   readonly runs: number;
+  /** Shapes that other kernels served than the tier's first choice, and why. */
+  readonly notes: readonly string[];
   readonly results: readonly Measurement[];
   readonly failures: readonly BenchFailure[];
 }
@@ -96,6 +98,7 @@ async function runShapes(
   const failures: BenchFailure[] = [];
   let mla: Mla = await openMla(context, choice);
   const info: MlaInfo = mla.info;
+  const notes = new Set<string>();
   const bar = progress(context.stderr, shapes.length * runs);
   try {
     for (const shape of shapes) {
@@ -109,6 +112,7 @@ async function runShapes(
         // A software adapter takes minutes over what a GPU does in one.
         if (tune && !info.software) await mla.tune({ ...tuneArgs(shape), load: loadOf(shape.seqlens) });
         results.push(await measure(mla, shape, { runs, check, seed: SEED, onRun }));
+        for (const note of mla.info.kernelNotes ?? []) notes.add(note);
       } catch (error) {
         const code = error instanceof MlaError ? error.code : 'internal';
         failures.push({ name: shape.name, code, message: oneLine(error) });
@@ -126,11 +130,11 @@ async function runShapes(
   }
   return {
     device: info.device, backend: info.backend, tier: info.tier ?? null, reason: info.reason,
-    source: results[0]?.source ?? null, runs, results, failures,
+    source: results[0]?.source ?? null, runs, notes: [...notes], results, failures,
   };
 }
 
-function textReport({ results, failures, ...report }: BenchReport): string {
+function textReport({ results, failures, notes, ...report }: BenchReport): string {
   const checked = results.some((result) => result.check !== undefined);
   const columns = [
     { title: 'shape', align: 'left' }, { title: 'ms', align: 'right' }, { title: 'TFLOP/s', align: 'right' },
@@ -138,10 +142,11 @@ function textReport({ results, failures, ...report }: BenchReport): string {
   ] as const;
   const rows = results.map(({ name, ms, tflops, GBps, check }) => [name, figure(ms, 4), figure(tflops), figure(GBps), check === undefined ? '' : check.ok ? 'ok' : `FAILED: ${check.fault}`]);
   const failed = failures.map(({ name, code, message }) => `${name}: not run (${code}): ${message}\n`).join('');
-  return `${heading(report)}\n${results.length === 0 ? '' : table(columns, rows)}${failed}`;
+  const other = notes.map((note) => `${note}\n`).join('');
+  return `${heading(report)}\n${results.length === 0 ? '' : table(columns, rows)}${other}${failed}`;
 }
 
-function heading({ device, backend, tier, source, runs }: Omit<BenchReport, 'results' | 'failures'>): string {
+function heading({ device, backend, tier, source, runs }: Omit<BenchReport, 'results' | 'failures' | 'notes'>): string {
   const time = source === null ? '' : `; ${source} time, median of ${runs}, cache flushed`;
   return `${device} (${backend}${tier === null ? '' : `, ${tier} tier`})${time}`;
 }

@@ -145,14 +145,15 @@ async function writeResult(path: string, { out, lse }: DecodeResult): Promise<vo
 
 function jsonReport({ info }: Mla, { out, lse }: DecodeResult, ms: number, source: string, output: string): string {
   const tensor = ({ dtype, shape }: DecodeResult['out']) => ({ dtype, shape });
-  const { backend, device, tier = null, reason } = info;
-  return `${JSON.stringify({ output, backend, device, tier, reason, ms, source, out: tensor(out), lse: tensor(lse) })}\n`;
+  const { backend, device, tier = null, reason, kernelNotes: notes = [] } = info;
+  return `${JSON.stringify({ output, backend, device, tier, reason, notes, ms, source, out: tensor(out), lse: tensor(lse) })}\n`;
 }
 
 function textReport({ info }: Mla, { out, lse }: DecodeResult, ms: number, source: string, output: string): string {
   const tier = info.tier === undefined ? '' : `, ${info.tier} tier`;
   return `${output}: out ${out.dtype} ${shapeText(out.shape)}, lse f32 ${shapeText(lse.shape)}\n`
-    + `${info.backend}${tier} on ${info.device}: ${figure(ms)} ms (${source} time)\n`;
+    + `${info.backend}${tier} on ${info.device}: ${figure(ms)} ms (${source} time)\n`
+    + (info.kernelNotes ?? []).map((note) => `${note}\n`).join('');
 }
 
 /** Runs `check`; what it throws has the file's names of tensors in its message. */

@@ -17,7 +17,7 @@ import { readStorage } from './readback.ts';
 import { StepEncoder } from './step.ts';
 import { adopted, allocate, type Storage } from './storage.ts';
 import { Submission, type Machine } from './submission.ts';
-import { chooseTier, type TierChoice } from './tier.ts';
+import { TIERS, chooseTier, type TierChoice } from './tier.ts';
 import { Timer } from './timer.ts';
 import type { TuneMode } from './tune-mode.ts';
 import { Tuner } from './tuner.ts';
@@ -40,15 +40,20 @@ export interface Environment {
 
 /** @throws MlaError backend-unavailable, invalid-argument, device-lost */
 export async function createWebGpuBackend(options: DeviceOptions, reason: string, environment: Environment): Promise<Backend> {
-  const gpu = await openDevice(options, environment.rest);
-  try {
-    const tier = await chooseTier(gpu, options.tier);
-    const backend = new WebGpuBackend(gpu, tier, reason, { ...environment, mode: options.tune ?? (gpu.software ? 'stored' : 'auto') });
-    await backend.tuner.load();
-    return backend;
-  } catch (error) {
-    gpu.destroy();
-    throw error;
+  const notes: string[] = [];
+  for (let offered = TIERS; ; offered = offered.slice(1)) {
+    const gpu = await openDevice(options, environment.rest);
+    try {
+      const tier = await chooseTier(gpu, options.tier, offered);
+      const backend = new WebGpuBackend(gpu, { ...tier, notes: [...notes, ...tier.notes] }, reason, { ...environment, mode: options.tune ?? (gpu.software ? 'stored' : 'auto') });
+      await backend.tuner.load();
+      return backend;
+    } catch (error) {
+      gpu.destroy();
+      // A tier may cost the device itself: then another one is opened for the tiers below.
+      if (!(error instanceof MlaError) || error.code !== 'device-lost' || !gpu.owned || options.tier !== undefined || offered.length === 1) throw error;
+      notes.push(`${offered[0]!}: ${error.message}`);
+    }
   }
 }
 
@@ -89,7 +94,10 @@ class WebGpuBackend implements Backend {
         this.info = { ...this.info, schedule: { ...schedule, tuned: this.tuner.schedules() }, ...(note !== undefined && { tuning: note }) };
       },
     });
-    this.#decodes = new DecodeCalls(this.#machine, this.tuner, this.#lookup);
+    this.#decodes = new DecodeCalls(this.#machine, this.tuner, this.#lookup, (note) => {
+      const { kernelNotes = [] } = this.info;
+      if (!kernelNotes.includes(note)) this.info = { ...this.info, kernelNotes: [...kernelNotes, note] };
+    });
     this.#step = new StepEncoder(this.#machine, this.#lookup);
   }
 

@@ -1,6 +1,6 @@
 /** Decode calls of one device: their configurations, their plans on the device, and their scratch memory. */
 import type { DecodeOp, TensorId } from '../backend.ts';
-import { MlaError } from '../errors.ts';
+import { MlaError, firstLine } from '../errors.ts';
 import type { LoadClass, ScheduleInfo } from '../mla.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { roomToGrow } from '../pool.ts';
@@ -8,7 +8,8 @@ import { LOADS, mostParts } from '../schedule.ts';
 import { classOf } from '../shape-class.ts';
 import { takesAnyOrder } from './candidates.ts';
 import { bindingBytes, chooseDecodeConfig, type DecodeConfig } from './config.ts';
-import { compileDecode, decodeGrid, decodeKernels, encodeDecode } from './dispatch.ts';
+import { compileDecode, decodeGrid, decodeKernels, encodeDecode, partsKernel, type DecodeKernels } from './dispatch.ts';
+import type { Kernel } from './kernel.ts';
 import type { Allocation } from './memory.ts';
 import { wholeBuffer, type Storage } from './storage.ts';
 import type { Machine, Submission } from './submission.ts';
@@ -31,6 +32,9 @@ export class DecodeCalls {
   readonly #machine: Machine;
   readonly #tuner: Tuner;
   readonly #tensor: (id: TensorId) => Storage;
+  readonly #note: (note: string) => void;
+  /** What the device has said against configurations, by their keys. */
+  readonly #faults = new Map<string, string>();
   readonly #plans = new Map<string, PlanOnDevice>();
   /** The last plan whose block table is no tensor: the layers of one submission share it. */
   #bare: { readonly submission: Submission; readonly table: Int32Array; readonly key: string; readonly plan: PlanOnDevice } | undefined;
@@ -38,13 +42,15 @@ export class DecodeCalls {
   readonly #chosen = new Map<string, Chosen>();
   #partials: Allocation | undefined;
 
-  constructor(machine: Machine, tuner: Tuner, tensor: (id: TensorId) => Storage) {
+  /** @param note hears of calls that are not served as the tier says, and why; maybe of one several times */
+  constructor(machine: Machine, tuner: Tuner, tensor: (id: TensorId) => Storage, note: (note: string) => void) {
     this.#machine = machine;
     this.#tuner = tuner;
     this.#tensor = tensor;
+    this.#note = note;
   }
 
-  /** @throws MlaError limit-exceeded, destroyed */
+  /** @throws MlaError limit-exceeded, destroyed, internal */
   encode(op: DecodeOp, schedule: ScheduleInfo, submission: Submission): void {
     const { bindGroups, kernels: cache, traits } = this.#machine;
     const most = traits.limits.maxComputeWorkgroupsPerDimension;
@@ -52,16 +58,15 @@ export class DecodeCalls {
     const tensors = { q: this.#tensor(op.q), out: this.#tensor(op.out), lse: this.#tensor(op.lse) };
     const [q, out, lse] = [wholeBuffer(tensors.q, 'q'), wholeBuffer(tensors.out, 'out'), wholeBuffer(tensors.lse, 'lse')];
     const rows = (op.sQ * op.hQ) / op.hKv;
-    const chosen = this.#choose(op, rows);
+    const { chosen, kernels } = this.#serving(op, rows, kv);
     const { config, coming } = chosen;
     const grid = decodeGrid(op, config, op.metadata.parts);
     if (Math.max(...grid, op.sQ * op.hQ, op.b) > most) {
       throw new MlaError('limit-exceeded', 'problem too large for one dispatch', { argument: 'q', expected: `at most ${most} rows (s_q * h_q) and sequences`, got: `${op.sQ * op.hQ} rows, ${op.b} sequences` });
     }
-    const kernels = decodeKernels(cache, op, config, traits, kv);
     if (coming) {
-      // A batch that grows must not wait for a compiler. What is wrong with a kernel the call that takes it hears of.
-      for (const next of coming) compileDecode(cache, op, next, traits, kv).catch(() => undefined);
+      // A batch that grows must not wait for a compiler.
+      for (const next of coming) compileDecode(cache, op, next, traits, kv).catch((error: unknown) => this.#refuse(next, error));
       chosen.coming = undefined;
     }
     for (const { allocations } of [kv, tensors.q, tensors.out, tensors.lse]) submission.use(allocations);
@@ -89,16 +94,58 @@ export class DecodeCalls {
     this.#bare = undefined;
   }
 
+  /**
+   * What serves a call. A kernel that the device has refused, of which the call that brought it heard, gives way to the next, and a tier whose kernels it
+   * has all refused to the next tier.
+   * @throws MlaError limit-exceeded, internal
+   */
+  #serving(op: DecodeOp, rows: number, kv: Storage): { chosen: Chosen; kernels: DecodeKernels<Kernel> } {
+    const { kernels, traits } = this.#machine;
+    for (;;) {
+      const chosen = this.#choose(op, rows);
+      try {
+        return { chosen, kernels: decodeKernels(kernels, op, chosen.config, traits, kv) };
+      } catch (error) {
+        // The merge is the same for all.
+        if (!this.#refuse(chosen.config, this.#faultOf(op, chosen.config, kv))) throw error;
+      }
+    }
+  }
+
+  #faultOf(op: DecodeOp, config: DecodeConfig, kv: Storage): unknown {
+    try {
+      partsKernel(this.#machine.kernels, op, config, kv);
+      return undefined;
+    } catch (error) {
+      return error;
+    }
+  }
+
+  /** @returns whether `error` is something that the device has against the configuration */
+  #refuse({ key }: DecodeConfig, error: unknown): boolean {
+    if (!(error instanceof MlaError) || error.code !== 'internal') return false;
+    const fault = `the device refuses it: ${firstLine(error.message)}`;
+    this.#faults.set(key, fault);
+    this.#chosen.clear();
+    this.#note(`${key}: ${fault}`);
+    return true;
+  }
+
   /** @throws MlaError limit-exceeded */
   #choose(op: DecodeOp, rows: number): Chosen {
+    const { traits } = this.#machine;
     const shape = classOf(op);
     const key = `${shape.load}/${op.dtype}/${op.dQk}/${op.dV}/${rows}/${op.hKv}/${op.blockSize}`;
     const known = this.#chosen.get(key);
     if (known) return known;
-    const choose = (load: LoadClass): ReturnType<typeof chooseDecodeConfig> => chooseDecodeConfig(op, rows, this.#machine.traits, this.#tuner.config({ ...shape, load })?.key);
+    const choose = (load: LoadClass): ReturnType<typeof chooseDecodeConfig> => chooseDecodeConfig(op, rows, traits, this.#tuner.config({ ...shape, load })?.key, this.#faults);
     const { config, rejected } = choose(shape.load);
     if (!config) {
       throw new MlaError('limit-exceeded', 'no kernel configuration fits this device', { argument: 'q', expected: 'limits that one configuration fits', got: rejected.join('; ') });
+    }
+    if (config.tier !== traits.tier) {
+      const why = rejected.filter((reason) => reason.startsWith(`${traits.tier} `));
+      this.#note(`d_qk = ${op.dQk}, d_v = ${op.dV}, blocks of ${op.blockSize}: kernels of the ${config.tier} tier, for ${why.join('; ')}`);
     }
     const at = LOADS.indexOf(shape.load);
     const others = new Map(LOADS.filter((_, i) => Math.abs(i - at) === 1).map((load) => choose(load).config!).map((other) => [other.key, other]));

@@ -103,6 +103,13 @@ export class GpuContext {
     this.#stray ??= error;
   }
 
+  /** What was noted, for someone who tells of it now. */
+  noted(): MlaError | undefined {
+    const stray = this.#stray;
+    this.#stray = undefined;
+    return stray;
+  }
+
   /** Waits for `work` of the device. @throws MlaError device-lost, or as `work` rejects */
   async wait<T>(work: Promise<T>): Promise<T> {
     const outcome = this.#owed.wait(work);
@@ -122,8 +129,7 @@ export class GpuContext {
   async settle<T>(work: Promise<T>): Promise<T> {
     try {
       const value = await this.wait(work);
-      const stray = this.#stray;
-      this.#stray = undefined;
+      const stray = this.noted();
       if (stray) throw stray;
       return value;
     } catch (error) {

@@ -14,9 +14,14 @@ export interface DecodeKernels<Result> {
   readonly combine: Result;
 }
 
+/** The kernel of the first dispatch, which the configuration is of. */
+export function partsKernel<Result>(kernels: Kernels<Result>, problem: KernelProblem, config: DecodeConfig, kv: Segmentation): Result {
+  return config.tier === 'matrix' ? decodeMatrixKernel(kernels, problem, config, kv) : decodeKernel(kernels, problem, config, kv);
+}
+
 /** Both, though nothing may be split yet: a sequence that grows must not wait for a compiler. */
 export function decodeKernels<Result>(kernels: Kernels<Result>, problem: KernelProblem, config: DecodeConfig, { kind, limits }: DeviceTraits, kv: Segmentation): DecodeKernels<Result> {
-  const decode = config.tier === 'matrix' ? decodeMatrixKernel(kernels, problem, config, kv) : decodeKernel(kernels, problem, config, kv);
+  const decode = partsKernel(kernels, problem, config, kv);
   return { decode, combine: combineKernel(kernels, problem, combineConfig(problem.dV, kind, limits)) };
 }
 

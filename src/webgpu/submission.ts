@@ -49,7 +49,8 @@ export class Submission {
     } finally {
       told = submission.#end();
     }
-    if (told) return whenGranted(submission.#doubted, told);
+    // A kernel that was refused is what was wrong first, and is told of once.
+    if (told) return whenGranted(submission.#doubted, told.then((error) => error && (machine.gpu.noted() ?? error)));
   }
 
   /** To be called before the use of memory is encoded. */
