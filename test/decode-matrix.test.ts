@@ -10,7 +10,7 @@ import { getMlaMetadata } from '../src/schedule.ts';
 import { decodeCandidates, type DecodeProblem, type DeviceTraits } from '../src/webgpu/config.ts';
 import { decodeMatrixKernel } from '../src/webgpu/decode-matrix.ts';
 import { MATRIX_SHAPES, matrixConfig, type MatrixDecodeConfig, type MatrixShape } from '../src/webgpu/matrix-config.ts';
-import type { MatrixSyntax } from '../src/webgpu/matrix-test.ts';
+import type { MatrixSyntax } from '../src/webgpu/matrix-syntax.ts';
 import { makeCase, type CaseOptions } from './cases.ts';
 import { compareDecode } from './compare.ts';
 import { expectRight, oracle, run } from './check.ts';
@@ -125,10 +125,8 @@ describe('configurations', () => {
 describe.each(['new', 'old'] as const)('the text compiles in the %s syntax', (syntax) => {
   test.each([[576, 512, 'bf16', 2], [576, 512, 'f16', 1], [192, 128, 'bf16', 1]] as const)('%i/%i %s', async (dQk, dV, dtype, segments) => {
     const all = made({ dQk, dV, dtype, blockSize: 64 }, syntax);
-    // The older form is made from the newer one's text, and each use of it is warned of.
-    const configs = syntax === 'old' ? [...all.filter(({ fixed }) => fixed).slice(0, 1), ...all.slice(-1)] : all;
-    expect(configs.length).toBeGreaterThan(0);
-    for (const config of configs) {
+    expect(all.length).toBeGreaterThan(0);
+    for (const config of all) {
       const source = decodeMatrixKernel(texts, { dQk, dV, dtype, hKv: 1 }, config, { segments, blocksPerSegment: 1820 });
       expect(source).not.toMatch(/#|\$/);
       expect(await compileError(source), config.key).toBeUndefined();
@@ -136,8 +134,8 @@ describe.each(['new', 'old'] as const)('the text compiles in the %s syntax', (sy
   });
 });
 
-/** The configuration to take. */
-const preferred = vi.hoisted(() => ({ key: '' }));
+/** The configuration to take, and the syntax that the compiler takes. */
+const preferred = vi.hoisted(() => ({ key: '', syntax: 'new' as MatrixSyntax }));
 vi.mock('../src/webgpu/config.ts', async (importOriginal) => {
   const original = await importOriginal<typeof import('../src/webgpu/config.ts')>();
   return {
@@ -154,7 +152,7 @@ vi.mock('../src/webgpu/config.ts', async (importOriginal) => {
 // The self-test's shader is another text; that the backend heeds it is tested in tier.test.ts.
 vi.mock('../src/webgpu/matrix-test.ts', async (importOriginal) => ({
   ...(await importOriginal<typeof import('../src/webgpu/matrix-test.ts')>()),
-  testMatrices: async () => ({ syntax: 'new', subgroupSize: 4 }),
+  testMatrices: async () => ({ syntax: preferred.syntax, subgroupSize: 4 }),
 }));
 
 /** SwiftShader with emulated matrices: kernels for them are rewritten on their way to the compiler, by `alter` first. */
@@ -169,15 +167,16 @@ async function emulatingDevice(alter = (code: string): string => code): Promise<
 }
 
 // Eight emulated subgroups have 32 threads, which share 128 columns of O.
-describe.each([
+describe.each<[string, number, MatrixSyntax?]>([
   ['matrix 16x16 4/4 scores', 64],
+  ['matrix 16x16 4/4 scores', 64, 'old'],
   ['matrix 16x16 4/4 scores fixed', 64],
   ['matrix 32x32 8/2x2 scores', 128],
   ['matrix 32x32 8/2x2 scored fixed', 128],
   ['matrix 32x16 8/4 scored fixed', 128],
   ['matrix 32x32 8/2x2 scores split fixed', 128],
   ['matrix 32x16 8/4 2 tiles ahead scored', 128],
-])('the kernel, with emulated matrices: %s', { timeout: 600_000 }, (key, dV) => {
+])('the kernel, with emulated matrices: %s, %i columns, %s', { timeout: 600_000 }, (key, dV, syntax = 'new') => {
   const dQk = dV + 64;
   let mla: Mla;
   let device: GPUDevice;
@@ -187,7 +186,7 @@ describe.each([
     // Eight emulated subgroups are too few threads for 64 rows. How Q is split, and how two tiles take turns, does not depend on them.
     shapes.push({ rows: 32, tokens: 32, subgroups: 8, tiles: 1, fetch: 'scores', splitQ: true, fixed: true });
     shapes.push({ rows: 32, tokens: 16, subgroups: 8, tiles: 2, fetch: 'scored', splitQ: false, fixed: false });
-    preferred.key = key;
+    Object.assign(preferred, { key, syntax });
     device = await emulatingDevice();
     mla = await createMla({ backend: 'webgpu', device, tier: 'matrix', tune: 'off' });
   });
@@ -261,7 +260,7 @@ describe('rescaling of O', { timeout: 120_000 }, () => {
   let mla: Mla;
   let device: GPUDevice;
   beforeAll(async () => {
-    preferred.key = 'matrix 16x16 4/4 scores';
+    Object.assign(preferred, { key: 'matrix 16x16 4/4 scores', syntax: 'new' });
     device = await emulatingDevice((code) => {
       const never = code.replace('if ((moved & RESCALE) != 0u) {', 'if (false) {');
       expect(never).not.toBe(code);

@@ -5,85 +5,8 @@ import matrixSource from '../../shaders/decode_matrix.wgsl?raw';
 import type { KernelProblem, Segmentation } from './config.ts';
 import { constants, expand, kvBindings, loadKv, type Kernels } from './kernel.ts';
 import type { MatrixDecodeConfig } from './matrix-config.ts';
-import { MATRIX_ENABLES, type MatrixSyntax } from './matrix-test.ts';
+import { MATRIX_ARRAYS, MATRIX_ENABLES, older } from './matrix-syntax.ts';
 import { PLAN_LAYOUT } from '../plan.ts';
-
-/** `name(at, x)` of the older form: 8 numbers of f16 into `array`. */
-function putHalves(name: string, array: string): string {
-  return `fn ${name}(at: u32, x: vec4<u32>) {
-  for (var i = 0u; i < 4u; i++) {
-    let pair = bitcast<vec2<f16>>(x[i]);
-    ${array}[8u * at + 2u * i] = pair.x;
-    ${array}[8u * at + 2u * i + 1u] = pair.y;
-  }
-}`;
-}
-
-/** The workgroup arrays that matrices are loaded from, and how else they are read and written. */
-const ARRAYS: Readonly<Record<MatrixSyntax, string>> = {
-  new: `
-var<workgroup> kv_tile: array<vec4<u32>, TILES * TILE_SIZE>;
-var<workgroup> probs: array<vec2<u32>, PROBS_SIZE>;
-var<workgroup> slices: array<vec4<f32>, SLICES_SIZE>;
-#if SPLIT_Q
-var<workgroup> q_tile: array<vec4<u32>, Q_SIZE>;
-fn q_put(at: u32, x: vec4<u32>) { q_tile[at] = x; }
-#end
-fn tile_get(at: u32) -> vec4<u32> { return kv_tile[at]; }
-fn tile_put(at: u32, x: vec4<u32>) { kv_tile[at] = x; }
-fn probs_put(at: u32, x: vec2<u32>) { probs[at] = x; }
-fn state_get(row: u32, i: u32) -> vec2<u32> { return probs[row * P_STRIDE + TOKENS / 4u + i]; }
-fn state_put(row: u32, i: u32, x: vec2<u32>) { probs[row * P_STRIDE + TOKENS / 4u + i] = x; }
-fn slices_get(at: u32) -> vec4<f32> { return slices[at]; }
-fn slices_put(at: u32, x: vec4<f32>) { slices[at] = x; }
-`,
-  old: `
-var<workgroup> kv_tile: array<f16, 8u * TILES * TILE_SIZE>;
-var<workgroup> probs: array<f16, 4u * PROBS_SIZE>;
-var<workgroup> slices: array<f32, 4u * SLICES_SIZE>;
-var<workgroup> row_state: array<vec2<u32>, 2u * ROWS>;
-#if SPLIT_Q
-var<workgroup> q_tile: array<f16, 8u * Q_SIZE>;
-${putHalves('q_put', 'q_tile')}
-#end
-fn tile_get(at: u32) -> vec4<u32> {
-  var x: vec4<u32>;
-  for (var i = 0u; i < 4u; i++) { x[i] = bitcast<u32>(vec2<f16>(kv_tile[8u * at + 2u * i], kv_tile[8u * at + 2u * i + 1u])); }
-  return x;
-}
-${putHalves('tile_put', 'kv_tile')}
-fn probs_put(at: u32, x: vec2<u32>) {
-  let low = bitcast<vec2<f16>>(x.x);
-  let high = bitcast<vec2<f16>>(x.y);
-  probs[4u * at] = low.x;
-  probs[4u * at + 1u] = low.y;
-  probs[4u * at + 2u] = high.x;
-  probs[4u * at + 3u] = high.y;
-}
-// Bits that are no f16 are not safe in an array of f16.
-fn state_get(row: u32, i: u32) -> vec2<u32> { return row_state[2u * row + i]; }
-fn state_put(row: u32, i: u32, x: vec2<u32>) { row_state[2u * row + i] = x; }
-fn slices_get(at: u32) -> vec4<f32> { return vec4<f32>(slices[4u * at], slices[4u * at + 1u], slices[4u * at + 2u], slices[4u * at + 3u]); }
-fn slices_put(at: u32, x: vec4<f32>) {
-  slices[4u * at] = x.x;
-  slices[4u * at + 1u] = x.y;
-  slices[4u * at + 2u] = x.z;
-  slices[4u * at + 3u] = x.w;
-}
-`,
-};
-
-/** Elements of the older form's arrays in one of the newer form's. */
-const UNITS: Readonly<Record<string, number>> = { kv_tile: 8, q_tile: 8, probs: 4, slices: 4 };
-
-/** The newer form's loads and stores in the older one. */
-function older(source: string): string {
-  return source
-    .replace(/subgroupMatrixLoad<(\w+), (row|col)_major>\(&(\w+), (.*), (\w+)\);/g, (_, type: string, major: string, array: string, at: string, stride: string) =>
-      `subgroupMatrixLoad<${type}>(&${array}, (${at}) * ${UNITS[array]}u, ${major === 'col'}, ${stride} * ${UNITS[array]}u);`)
-    .replace(/subgroupMatrixStore<(row|col)_major>\(&(\w+), (.*), (\w+), (\w+)\);/g, (_, major: string, array: string, at: string, value: string, stride: string) =>
-      `subgroupMatrixStore(&${array}, (${at}) * ${UNITS[array]}u, ${value}, ${major === 'col'}, ${stride} * ${UNITS[array]}u);`);
-}
 
 /** Bindings: q, plan, partials, out, lse, then the cache's segments. */
 export function decodeMatrixKernel<Result>(kernels: Kernels<Result>, op: KernelProblem, config: MatrixDecodeConfig, kv: Segmentation): Result {
@@ -157,7 +80,7 @@ function decodeMatrixShader({ dtype, dQk, dV, hKv }: KernelProblem, config: Matr
     .replaceAll(/\bTURNS\b(?= \{)/g, fixed || tiles === 2 ? bounded : 'loop')
     .replaceAll(/\bSTEPS\b(?= \{)/g, fixed ? bounded : 'loop');
   const body = expand([source, exactSource].join('\n'), values);
-  return [constants(values), expand(ARRAYS[syntax], values), loadKv(segments), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
+  return [constants(values), expand(MATRIX_ARRAYS[syntax], values), loadKv(segments), bf16Source, syntax === 'old' ? older(body) : body].join('\n');
 }
 
 type Counts = Readonly<

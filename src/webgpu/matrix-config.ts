@@ -1,5 +1,6 @@
 /** Configurations of the matrix tier's kernel: how rows, keys and columns are laid over subgroup matrices of 16 x 16. Pure. */
-import type { MatrixSyntax, MatrixTraits } from './matrix-test.ts';
+import type { MatrixSyntax } from './matrix-syntax.ts';
+import type { MatrixTraits } from './matrix-test.ts';
 
 /** The share of Q's columns in workgroup memory, where they are split: as much as there is room for beside 64 rows. */
 const SPLIT_Q = 2 / 9;

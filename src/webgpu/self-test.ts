@@ -1,8 +1,6 @@
 /** Runs a small kernel once, to see whether the device does what its features promise. */
+import { firstLine } from '../errors.ts';
 import type { GpuContext } from './device.ts';
-
-/** The device's words on what it refused: one line. Compilers list all that they would have taken. */
-const REASON_CHARACTERS = 200;
 
 /**
  * Compiles `code` (entry point `main`; binding 0 is `result`), runs one workgroup and resolves to the `words` it wrote, or to
@@ -44,11 +42,6 @@ export async function runSelfTest(gpu: GpuContext, label: string, code: string, 
   } finally {
     for (const made of buffers) made.destroy();
   }
-}
-
-function firstLine(message: string): string {
-  const line = message.split('\n', 1)[0]!;
-  return line.length > REASON_CHARACTERS ? `${line.slice(0, REASON_CHARACTERS - 3)}...` : line;
 }
 
 /** The first place where two arrays differ, in words; undefined when they are the same. */
