@@ -187,7 +187,7 @@ export interface TuneTrial {
   readonly slots?: number;
   /** Milliseconds of a call. */
   readonly ms?: number;
-  /** Why it was not measured, or not to the end. */
+  /** Why it was not measured, or not to the end: its results may be wrong. */
   readonly refused?: string;
 }
 

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { fromBf16 } from '../src/bf16.ts';
 import { LOADS, LOAD_TOKENS, getMlaMetadata, loadOf, mostParts, partsTarget, rowClass } from '../src/schedule.ts';
 import { checkTune, classOf, parseShapeClass, shapeClass, type ShapeClass } from '../src/shape-class.ts';
 import { cacheDirectory, fileStore } from '../src/tune-file.ts';
@@ -11,9 +12,12 @@ import { indexedDbStore } from '../src/tune-indexed-db.ts';
 import { STORE_FORMAT, noStore, readChoice, siteKey, type TuneSite } from '../src/tune-store.ts';
 import type { DeviceTraits, KernelLimits } from '../src/webgpu/config.ts';
 import type { TuneDevice } from '../src/webgpu/tune-bench.ts';
-import { PROBE_TOKENS, TUNE_BLOCK, loadCost, nextProbe, tokensWithin, tuneLoad, type TuneLoad } from '../src/webgpu/tune-load.ts';
+import { WRONG, rightRows, rowsOfAll, rowsOfFew, wrongness, type CheckShape, type RightRow, type Row } from '../src/webgpu/tune-check.ts';
+import { KV_STRETCH, Q_STRETCH, TuneData } from '../src/webgpu/tune-data.ts';
+import { PROBE_TOKENS, TUNE_BLOCK, checkLoad, checkMetadata, loadCost, nextProbe, tokensWithin, tuneLoad, type TuneLoad } from '../src/webgpu/tune-load.ts';
 import { search, slotLadder } from '../src/webgpu/tune-search.ts';
 import { Tuner } from '../src/webgpu/tuner.ts';
+import { referenceDecode } from './reference.ts';
 
 const choice = { config: 'base 16x16/256 r2', slots: 132, ms: 1.5 };
 
@@ -172,6 +176,147 @@ describe('loads', () => {
 
   test('none where no block fits', () => {
     expect(tuneLoad({ hKv: 4000, dQk: 576, load: 'short' }, { limits }, Infinity)).toBeUndefined();
+  });
+});
+
+describe('what is right', () => {
+  const limits = { maxStorageBufferBindingSize: 134217728, maxBufferSize: 268435456 } as KernelLimits;
+  const shape: CheckShape = { hQ: 128, hKv: 1, dQk: 576, dV: 512 };
+  const narrow: CheckShape = { hQ: 10, hKv: 2, dQk: 48, dV: 32 };
+  const load = (of: (typeof LOADS)[number], { hKv, dQk }: CheckShape = shape): TuneLoad => tuneLoad({ hKv, dQk, load: of }, { limits }, Infinity)!;
+
+  function all<T>(work: Generator<void, T>): T {
+    for (;;) {
+      const { done, value } = work.next();
+      if (done) return value;
+    }
+  }
+  const right = (of: CheckShape, on: TuneLoad, rows: readonly Row[], dtype: 'bf16' | 'f16' = 'bf16'): RightRow[] => all(rightRows(of, on, new TuneData(dtype, of.dQk), rows));
+  /** What is said of a row that came out as another one ought to. */
+  const judged = (ought: RightRow, got: RightRow): string | undefined => wrongness(ought, Float32Array.from(got.out), Math.fround(got.lse));
+  /** The same load with one entry of its first block table replaced. */
+  const withBlock = (on: TuneLoad, entry: number, block: number): TuneLoad => ({ ...on, blockTables: [on.blockTables[0]!.with(entry, block)] });
+
+  test.each(['bf16', 'f16'] as const)('is what the oracle says, %s', (dtype) => {
+    const on = checkLoad(load('short', narrow));
+    const { numBlocks, cacheSeqlens, blockTables } = on;
+    const { hQ, hKv, dQk, dV } = narrow;
+    const data = new TuneData(dtype, dQk);
+    const q = Float32Array.from({ length: cacheSeqlens.length * hQ * dQk }, (_, i) => data.q[data.qAt(i)]!);
+    const kvCache = Float32Array.from({ length: numBlocks * TUNE_BLOCK * hKv * dQk }, (_, i) => data.kv[data.kvAt(i)]!);
+    const oracle = referenceDecode({ q, kvCache, blockTable: blockTables[0]!, cacheSeqlens, sQ: 1, hQ, hKv, dQk, dV, blockSize: TUNE_BLOCK });
+    const rows = right(narrow, on, rowsOfAll(narrow, on), dtype);
+    expect(rows.map(({ sequence, head }) => `${sequence}/${head}`)).toEqual([0, 1, 2, 3].flatMap((sequence) => [9, 0, 5].map((head) => `${sequence}/${head}`)));
+    for (const { sequence, head, length, out, lse } of rows) {
+      const row = sequence * hQ + head;
+      expect(length).toBe(cacheSeqlens[sequence]);
+      expect(lse).toBeCloseTo(oracle.lse[row]!, 10);
+      out.forEach((value, d) => expect(value).toBeCloseTo(oracle.out[row * dV + d]!, 10));
+    }
+  });
+
+  test('numbers: no two tokens begin at one place, nor do two rows of Q, and what goes to the device is what is reckoned with', () => {
+    const data = new TuneData('bf16', 576);
+    expect(data.bits.byteLength).toBe(KV_STRETCH.bytes + Q_STRETCH.bytes);
+    for (const width of [48, 64, 288, 512, 576]) {
+      const tokens = Math.min(134217728 / 2 / width, KV_STRETCH.bytes / 4);
+      expect(new Set(Array.from({ length: tokens }, (_, i) => data.kvAt(i * width))).size).toBe(Math.floor(tokens));
+      expect(new Set(Array.from({ length: 8 * 512 }, (_, i) => data.qAt(i * width))).size).toBe(8 * 512);
+    }
+    // The first word comes again behind the last.
+    expect(data.kv.slice(-576)).toEqual(data.kv.slice(0, 576));
+    expect(data.kv[data.kvAt(KV_STRETCH.bytes / 2 + 5)]).toBe(data.kv[5]);
+    expect(data.q[7]).toBe(fromBf16(data.bits[Q_STRETCH.at / 2 + 7]!));
+    const deviation = Math.sqrt(data.kv.reduce((sum, x) => sum + x * x, 0) / data.kv.length);
+    expect(deviation).toBeCloseTo(1, 2);
+  });
+
+  test('rows that are looked at: first, middle and last head, of the shortest sequence and the longest, and no more than costs little', () => {
+    const cost = (rows: readonly Row[], { cacheSeqlens }: TuneLoad): number => rows.reduce((sum, { sequence }) => sum + cacheSeqlens[sequence]! * 1088, 0);
+    const few = (on: TuneLoad): Row[] => rowsOfFew(shape, on);
+    expect(few(load('short'))).toEqual([{ sequence: 0, head: 127 }, { sequence: 0, head: 0 }]);
+    const medium = load('medium');
+    expect(few(medium).map(({ sequence }) => medium.cacheSeqlens[sequence])).toEqual([Math.min(...medium.cacheSeqlens), Math.max(...medium.cacheSeqlens)]);
+    for (const on of [load('short'), medium]) expect(cost(few(on), on)).toBeLessThan(2e7);
+    const long = load('long');
+    expect(few(long)).toEqual([{ sequence: 0, head: 127 }]);
+    expect(long.cacheSeqlens[0]).toBe(Math.min(...long.cacheSeqlens));
+    const probe = tuneLoad({ hKv: 1, dQk: 576, load: 'long' }, { limits }, PROBE_TOKENS)!;
+    expect(new Set(few(probe).map(({ head }) => head)).size).toBe(3);
+    expect(rowsOfFew({ ...shape, hQ: 1 }, probe)).toEqual([{ sequence: 0, head: 0 }, { sequence: 7, head: 0 }]);
+    expect(rowsOfAll({ ...shape, hQ: 2 }, checkLoad(probe)).map(({ head }) => head)).toEqual([1, 0, 1, 0, 1, 0, 1, 0]);
+  });
+
+  test('the call for checking: ends within blocks, parts of several blocks and of several sequences, one that is split, on any pool and device', () => {
+    for (const anyOrder of [false, true]) {
+      for (const rows of [1, 16, 128]) {
+        const on = checkLoad(load('short'));
+        for (const most of [1, 2, 3, 100]) {
+          const { parts, numSplits, tileSchedulerMetadata } = checkMetadata({ rows, hKv: 2 }, on, { anyOrder }, most);
+          expect(parts).toBe(Math.min(most, 3));
+          const splits = [...on.cacheSeqlens.keys()].map((i) => numSplits[i + 1]! - numSplits[i]!);
+          expect(splits.some((n) => n > 1)).toBe(parts > 1);
+          expect(splits).toContain(1);
+          const sequences = Array.from({ length: parts }, (_, p) => tileSchedulerMetadata[8 * p + 2]! - tileSchedulerMetadata[8 * p]! + 1);
+          expect(Math.max(...sequences)).toBeGreaterThan(1);
+        }
+        expect(on.cacheSeqlens.some((length) => length % TUNE_BLOCK !== 0)).toBe(true);
+      }
+    }
+    for (const numBlocks of [1, 8]) expect(Math.max(...checkLoad({ ...load('long'), numBlocks }).blockTables[0]!)).toBeLessThan(numBlocks);
+  });
+
+  test('one block in another’s place shows wherever it is, in any load', () => {
+    const check = checkLoad(load('short'));
+    const rows = rowsOfAll(shape, check);
+    const ought = right(shape, check, rows);
+    check.cacheSeqlens.forEach((length, sequence) => {
+      for (let j = 0; j < Math.ceil(length / TUNE_BLOCK); j++) {
+        const entry = sequence * check.maxBlocksPerSeq + j;
+        const got = right(shape, withBlock(check, entry, check.blockTables[0]![entry]! ^ 1), rows.filter((row) => row.sequence === sequence));
+        const same = ought.filter((row) => row.sequence === sequence);
+        same.forEach((row, i) => expect(judged(row, got[i]!), `block ${j} of sequence ${sequence}`).toMatch(/^wrong results: /));
+      }
+    });
+    for (const of of LOADS) {
+      const on = load(of);
+      const [row] = rowsOfFew(shape, on);
+      const [expected] = right(shape, on, [row!]);
+      expect(judged(expected!, expected!)).toBeUndefined();
+      const middle = on.cacheSeqlens[row!.sequence]! / TUNE_BLOCK >> 1;
+      // The one before once more, as a kernel that does not look up the next does it.
+      const [other] = right(shape, withBlock(on, row!.sequence * on.maxBlocksPerSeq + middle, on.blockTables[0]![row!.sequence * on.maxBlocksPerSeq + middle - 1]!), [row!]);
+      expect(judged(expected!, other!), of).toMatch(/^wrong results: /);
+    }
+  });
+
+  test('a step of 16 tokens that is left out shows', () => {
+    const check = checkLoad(load('short'));
+    const rows = rowsOfAll(shape, check);
+    const shorter = { ...check, cacheSeqlens: check.cacheSeqlens.map((length) => length - 16) };
+    const got = right(shape, shorter, rows);
+    right(shape, check, rows).forEach((row, i) => expect(judged(row, got[i]!)).toMatch(/^wrong results: /));
+    for (const of of LOADS) {
+      const on = load(of);
+      const [row] = rowsOfFew(shape, on);
+      const [expected] = right(shape, on, [row!]);
+      // Half of the steps; the bound on the LSE is a thousandth and more of the tokens of a long load.
+      const [other] = right(shape, { ...on, cacheSeqlens: on.cacheSeqlens.map((length) => length / 2) }, [row!]);
+      expect(judged(expected!, other!), of).toMatch(/^wrong results: LSE /);
+    }
+  });
+
+  test('bounds are those that results are held to elsewhere; what is no number is wrong', () => {
+    const row: RightRow = { sequence: 0, head: 3, length: 20, out: Float64Array.of(0, 0.5, -1), lse: 3 };
+    const say = (out: number[], lse = 3): string | undefined => wrongness(row, Float32Array.from(out), lse);
+    expect(say([0, 0.5, -1])).toBeUndefined();
+    expect(say([7e-4, 0.5075, -1.0155], 3.0003)).toBeUndefined();
+    expect(say([9e-4, 0.5, -1])).toBe(`${WRONG}: out[0] 0.0009 where 0 is right (row 3 of a sequence of 20 tokens)`);
+    expect(say([0, 0.5, -1.016])).toContain('out[2] -1.016 where -1 is right');
+    expect(say([0, 0.5, -1], 3.0004)).toContain('LSE 3.0004 where 3 is right');
+    expect(say([0, NaN, -1])).toContain('out[1] NaN where 0.5 is right');
+    for (const lse of [NaN, Infinity, -Infinity]) expect(say([0, 0.5, -1], lse)).toContain(`LSE ${lse} where`);
+    expect(say([0, -Infinity, -1])).toContain('out[1] -Infinity');
   });
 });
 

@@ -1,8 +1,12 @@
 /** The steady state: after its first steps a decode loop asks the device for nothing but to run. */
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { encode16 } from '../src/bf16.ts';
-import type { Mla, MlaTensor, PagedKvCache, SequenceId } from '../src/mla.ts';
+import type { LoadClass, Mla, MlaTensor, PagedKvCache, SequenceId } from '../src/mla.ts';
 import { createMla } from '../src/node.ts';
+import { LOADS, LOAD_TOKENS, loadOf } from '../src/schedule.ts';
 import { BindGroups } from '../src/webgpu/bind-groups.ts';
 import type { Kernel } from '../src/webgpu/kernel.ts';
 import { countCalls, type CallCounter } from './count-calls.ts';
@@ -13,7 +17,34 @@ import { softwareGpu } from './software-adapter.ts';
 const [D_V, WIDTH, BLOCK, H_Q] = [32, 48, 16, 8];
 const STEPS = 24;
 
-describe('a decode loop in its steady state', () => {
+let directory: string;
+let outer: string | undefined;
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'flashmla-steady-'));
+  outer = process.env['FLASHMLA_CACHE_DIR'];
+  process.env['FLASHMLA_CACHE_DIR'] = directory;
+});
+afterAll(async () => {
+  process.env['FLASHMLA_CACHE_DIR'] = outer;
+  await rm(directory, { recursive: true, force: true });
+});
+
+/** Has the calls below remembered as tuned, medium loads with a kernel of their own, each load with a cut of its own. */
+async function remember(): Promise<void> {
+  const mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), tune: 'stored' });
+  const [report] = await mla.tune({ numQTokensPerHeadK: H_Q, headDim: WIDTH, headDimV: D_V, load: 'short' });
+  await mla.destroy();
+  const file = join(directory, 'tune.json');
+  const { format, choices } = JSON.parse(await readFile(file, 'utf8')) as { format: number; choices: Record<string, object> };
+  const [key] = Object.keys(choices);
+  // Two that take these blocks.
+  const tried = report!.trials.filter(({ config, slots }) => slots !== undefined && Number(/ \d+x(\d+)/.exec(config)![1]) <= BLOCK);
+  const [one, other] = new Set(tried.map(({ config }) => config));
+  const entry = (load: LoadClass, config: string, slots: number): [string, object] => [key!.replace('short load', `${load} load`), { config, slots, ms: 1 }];
+  await writeFile(file, JSON.stringify({ format, choices: Object.fromEntries([entry('short', one!, 8), entry('medium', other!, 6), entry('long', one!, 7)]) }));
+}
+
+describe.each(['off', 'auto'] as const)('a decode loop in its steady state, tune: %s', (tune) => {
   let mla: Mla;
   let calls: CallCounter;
   let cache: PagedKvCache;
@@ -22,7 +53,9 @@ describe('a decode loop in its steady state', () => {
   const bits = (count: number): Uint16Array => encode16('bf16', random.normals(count, 0.1));
 
   beforeAll(async () => {
-    mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), tune: 'off' });
+    if (tune === 'auto') await remember();
+    mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), tune });
+    expect(mla.info.schedule.tuned?.map(({ load }) => load)).toEqual(tune === 'auto' ? [...LOADS] : undefined);
     calls = await countCalls();
   });
   afterAll(async () => {
@@ -31,10 +64,11 @@ describe('a decode loop in its steady state', () => {
   });
 
   /** Two sequences long enough to be split, with room to grow. */
-  async function fill(): Promise<void> {
-    cache = await mla.createKvCache({ numBlocks: 80, blockSize: BLOCK, headDim: WIDTH, headDimV: D_V });
+  async function fill(counts = [500, 300]): Promise<void> {
+    const numBlocks = counts.reduce((n, count) => n + Math.ceil((count + 4 * STEPS) / BLOCK), 0);
+    cache = await mla.createKvCache({ numBlocks, blockSize: BLOCK, headDim: WIDTH, headDimV: D_V });
     ids = [cache.createSequence(), cache.createSequence()];
-    await append([500, 300]);
+    await append(counts);
   }
 
   async function append(counts: number[]): Promise<void> {
@@ -108,17 +142,38 @@ describe('a decode loop in its steady state', () => {
     expect(cache.stats().usedBlocks).toBeGreaterThan(before + 2);
   });
 
+  /** A token more for each sequence, and a call whose results nobody wants. */
+  async function serve(): Promise<void> {
+    await append([1, 1]);
+    const cacheSeqlens = cache.cacheSeqlens(ids);
+    const { out, lse } = await mla.flashMlaWithKvCache({
+      q: { data: bits(2 * H_Q * WIDTH), shape: [2, 1, H_Q, WIDTH] }, kvCache: cache.tensor(), blockTable: cache.blockTable(ids), cacheSeqlens, headDimV: D_V,
+    });
+    out.destroy();
+    lse.destroy();
+  }
+
   test('serving from the host, outputs made and destroyed: the same', async () => {
     await fill();
-    expect(await steady(async () => {
-      await append([1, 1]);
-      const cacheSeqlens = cache.cacheSeqlens(ids);
-      const { out, lse } = await mla.flashMlaWithKvCache({
-        q: { data: bits(2 * H_Q * WIDTH), shape: [2, 1, H_Q, WIDTH] }, kvCache: cache.tensor(), blockTable: cache.blockTable(ids), cacheSeqlens, headDimV: D_V,
-      });
-      out.destroy();
-      lse.destroy();
-    }, 3)).toEqual(served);
+    expect(await steady(serve, 3)).toEqual(served);
+  });
+
+  test.runIf(tune === 'auto')('a batch that grows from one load that was tuned into the next: another kernel, which is there, bound; nothing else is made, written, read or waited for', async () => {
+    const warmUp = 3;
+    await fill([LOAD_TOKENS.short - 3000 - 2 * warmUp - STEPS, 3000]);
+    await serve();
+    expect(loadOf(cache.cacheSeqlens(ids))).toBe('short');
+    // What appends, what merges, and either load's kernel: the next one's is compiled in the background.
+    for (const start = performance.now(); (await mla.memory()).pipelines < 4 && performance.now() - start < 60_000; ) await new Promise((resolve) => setTimeout(resolve, 20));
+    expect((await mla.memory()).pipelines).toBe(4);
+    const { 'GPUDevice.createBindGroup': groups, ...rest } = await steady(serve, warmUp - 1);
+    expect(loadOf(cache.cacheSeqlens(ids))).toBe('medium');
+    expect(rest).toEqual(served);
+    // The other kernel's, with the buffers that calls take in turn.
+    expect(groups).toBeLessThanOrEqual(2);
+    expect(mla.info.tuning).toBeUndefined();
+    // And from then on.
+    expect(await steady(serve, 1)).toEqual(served);
   });
 
   test('a step’s block table as a tensor, shared by its layers: plans come from the pool as well', async () => {
@@ -138,7 +193,8 @@ describe('a decode loop in its steady state', () => {
     expect(Object.keys(counted).filter((name) => /^GPUDevice\.(?!createCommandEncoder)|^GPUBuffer/.test(name))).toEqual([]);
   });
 
-  test('a sequence that comes to be split compiles nothing', async () => {
+  // Of widths that were not tuned.
+  test.runIf(tune === 'off')('a sequence that comes to be split compiles nothing', async () => {
     const pool = await mla.createKvCache({ numBlocks: 40, blockSize: BLOCK, headDim: WIDTH + BLOCK, headDimV: D_V });
     const id = pool.createSequence();
     const pipelines: number[] = [];

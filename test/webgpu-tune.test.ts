@@ -8,8 +8,10 @@ import type { DecodeArgs, Mla, MlaMetadata, TuneArgs, TuneReport } from '../src/
 import { createBackend, createMla, type NodeCreateOptions } from '../src/node.ts';
 import { LOADS, LOAD_TOKENS, partsTarget } from '../src/schedule.ts';
 import { connect, serve } from '../src/worker/index.ts';
+import { altered } from './altered.ts';
 import { decodeArgs, makeCase, type DecodeCase } from './cases.ts';
 import { expectRefusal, expectRight, run } from './check.ts';
+import { scarce, type Scarcity } from './scarce-gpu.ts';
 import { softwareDevice, softwareGpu } from './software-adapter.ts';
 
 // The narrowest heads and fewest rows: two small configurations.
@@ -43,6 +45,12 @@ async function eventually(done: () => boolean): Promise<void> {
   for (const start = performance.now(); !done(); await new Promise((resolve) => setTimeout(resolve, 20))) {
     if (performance.now() - start > 60_000) throw new Error('it did not come to pass');
   }
+}
+
+/** The largest short load, and the smallest medium one. */
+function atBoundary(hQ: number): [DecodeCase, DecodeCase] {
+  const of = (tokens: number): DecodeCase => makeCase({ b: 2, sQ: 1, sK: 0, hQ, dV: 32, rope: 16, seqlens: [tokens - 300, 300] });
+  return [of(LOAD_TOKENS.short), of(LOAD_TOKENS.short + 1)];
 }
 
 /** Tunes for the one load that `args` name. */
@@ -167,8 +175,102 @@ describe('tune', () => {
   });
 });
 
+/** What a compiler may get wrong: kernels by their labels, and their text as it then is. */
+interface Mistake {
+  readonly of: (label: string) => boolean;
+  readonly from: string;
+  readonly to: string;
+}
+
+/** A device whose compiler makes a mistake; `made` are the kernels that it made it in. */
+async function mistakenDevice({ of, from, to }: Mistake): Promise<{ device: GPUDevice; made: string[] }> {
+  const real = await softwareDevice();
+  const made: string[] = [];
+  const device = altered(real, {
+    createShaderModule: (descriptor: GPUShaderModuleDescriptor) => {
+      const label = descriptor.label ?? '';
+      if (!of(label)) return real.createShaderModule(descriptor);
+      expect(descriptor.code.split(from)).toHaveLength(2);
+      made.push(label);
+      return real.createShaderModule({ ...descriptor, code: descriptor.code.replace(from, to) });
+    },
+  });
+  return { device, made };
+}
+
+describe('a kernel that the compiler gets wrong', () => {
+  const HALF = { from: 'let stop = select(', to: 'end = begin + (end - begin + 1u) / 2u; let stop = select(' };
+  const STALE = { from: 'if (token0 < end && in_block == 0u) {', to: 'if (token0 == begin) {' };
+  const IDLE = { from: 'let part = workgroup.x;', to: 'let part = workgroup.x; if (plan[PLAN_H_KV] != 0u) { return; }' };
+
+  /** The first guess, and not the only one. */
+  const FIRST = ' 4x16/';
+  const ofFirst = (label: string): boolean => label.startsWith('decode ') && label.includes(FIRST);
+
+  test.each([
+    ['skips half of the steps', HALF, /^wrong results: LSE [\d.]+ where [\d.]+ is right \(row 3 of a sequence of \d+ tokens\)$/],
+    ['never looks up its next block', STALE, /^wrong results: (LSE|out\[\d+\]) /],
+    ['does nothing', IDLE, /^wrong results: LSE /],
+  ])('and that %s is refused and says why; a right one is taken', async (_, mistake, why) => {
+    const { device, made } = await mistakenDevice({ ...mistake, of: ofFirst });
+    const report = await tuneOne(await make({ device }), TINY);
+    expect(made.length).toBeGreaterThan(0);
+    expectMeasured(report);
+    for (const { config, slots, ms, refused } of report.trials) {
+      if (slots === undefined || !config.includes(FIRST)) expect(refused ?? '').not.toMatch(/^wrong/);
+      else expect([ms, refused]).toEqual([undefined, expect.stringMatching(why)]);
+    }
+    expect(report.chosen!.config).not.toContain(FIRST);
+    expect(await readFile(file(), 'utf8')).toContain(report.chosen!.config);
+  });
+
+  test.each([
+    ['the merge forgets a split', { from: 'let splits = plan[split_at + 2u];', to: 'let splits = plan[split_at + 2u] - 1u;' }, /^wrong results: LSE [\d.]+ where/],
+    ['the merge does nothing', { from: 'let s_q = plan[PLAN_S_Q];', to: 'let s_q = plan[PLAN_S_Q]; if (s_q != 0u) { return; }' }, /^wrong results: LSE NaN where/],
+  ])('and that all have in common, for %s: none is taken, nothing is remembered', async (_, mistake, why) => {
+    const { device, made } = await mistakenDevice({ ...mistake, of: (label) => label.startsWith('combine ') });
+    const mla = await make({ device });
+    const report = await tuneOne(mla, TINY);
+    expect(made.length).toBe(1);
+    expect(report).toMatchObject({ source: 'none', note: 'no configuration could be measured' });
+    expect(report.chosen).toBeUndefined();
+    const tried = report.trials.filter(({ slots }) => slots !== undefined);
+    expect(tried.length).toBeGreaterThan(1);
+    for (const { refused } of tried) expect(refused).toMatch(why);
+    expect(mla.info.schedule.tuned).toBeUndefined();
+    await expect(readFile(file(), 'utf8')).rejects.toMatchObject({ code: 'ENOENT' });
+  });
+
+  test('is refused behind a program’s back too, which can see it', async () => {
+    const { device } = await mistakenDevice({ ...HALF, of: ofFirst });
+    const mla = await make({ device, tune: 'auto' });
+    await run(mla, c);
+    await eventually(() => mla.info.schedule.tuned !== undefined && mla.info.tuning !== undefined);
+    expect(mla.info.tuning).toMatch(/^bf16 48\/32, 4 rows, 1 KV head, short load: \w+ 4x16\S+ .*was refused: wrong results: LSE /);
+    expect(mla.info.schedule.tuned).toMatchObject([{ load: 'short', tokens: 8 }]);
+    // Calls are right from here on, for all that the fixed choice was not.
+    expectRight(c, await run(mla, c));
+  });
+});
+
+describe('right kernels are not refused', () => {
+  test.each<[string, TuneArgs, 'base' | 'subgroup']>([
+    ['of the subgroup tier', { ...TINY, numQTokensPerHeadK: 16 }, 'subgroup'],
+    ['of the base tier', { ...TINY, numQTokensPerHeadK: 16 }, 'base'],
+    ['in f16', { ...TINY, dtype: 'f16' }, 'subgroup'],
+    ['with KV heads, and rows that fill no tile', { ...TINY, numQTokensPerHeadK: 33, numHeadsK: 3 }, 'subgroup'],
+    ['at full width', { numQTokensPerHeadK: 4, load: 'short' }, 'subgroup'],
+  ])('%s', async (_, args, tier) => {
+    const { load: __, ...all } = args;
+    for (const report of await (await make({ tier })).tune(args.headDim === undefined ? args : all)) {
+      expect(report.source).toBe('measured');
+      for (const { refused } of report.trials) expect(refused ?? '').not.toMatch(/^wrong/);
+    }
+  });
+});
+
 describe('calls of each load, on either side of a boundary', () => {
-  const [short, medium] = [LOAD_TOKENS.short, LOAD_TOKENS.short + 1].map((tokens) => makeCase({ b: 2, sQ: 1, sK: 0, hQ: 16, dV: 32, rope: 16, seqlens: [tokens - 300, 300] })) as [DecodeCase, DecodeCase];
+  const [short, medium] = atBoundary(16);
   let prototype: GPUComputePassEncoder;
   /** What tuning for short loads left in the store, and the configurations that it tried. */
   let measured: { readonly format: number; readonly key: string; readonly configs: readonly string[] } | undefined;
@@ -264,6 +366,104 @@ describe('in the background', () => {
     expect(mla.info.schedule.tuned).toHaveLength(1);
   });
 
+  test('a measurement of the caller’s has the device to itself: what was under way has ended when its clock starts, and nothing follows before it stops', async () => {
+    // No timestamps: times are wall time.
+    const real = await softwareDevice();
+    const batches = new WeakSet<GPUCommandBuffer>();
+    let submitted = 0;
+    let pending = 0;
+    const submit = (buffers: GPUCommandBuffer[]): undefined => {
+      real.queue.submit(buffers);
+      if (!buffers.some((buffer) => batches.has(buffer))) return;
+      submitted++;
+      pending++;
+      void real.queue.onSubmittedWorkDone().then(() => pending--);
+    };
+    // A device that answers late: batches wait long between their turn and their submission.
+    const onSubmittedWorkDone = async (): Promise<undefined> => {
+      await real.queue.onSubmittedWorkDone();
+      await new Promise((resolve) => setTimeout(resolve, 8));
+    };
+    const createCommandEncoder = (descriptor?: GPUCommandEncoderDescriptor): GPUCommandEncoder => {
+      const encoder = real.createCommandEncoder(descriptor);
+      if (descriptor?.label !== 'tune') return encoder;
+      const finish = (): GPUCommandBuffer => {
+        const buffer = encoder.finish();
+        batches.add(buffer);
+        return buffer;
+      };
+      return altered(encoder, { finish });
+    };
+    const mla = await make({ device: altered(real, { queue: altered(real.queue, { submit, onSubmittedWorkDone }), createCommandEncoder }), tune: 'auto' });
+    await run(mla, c);
+    let measured = 0;
+    for (; mla.info.schedule.tuned === undefined; measured++) {
+      expect(mla.info.tuning).toBeUndefined();
+      const { source } = await mla.time(async () => {
+        expect(pending).toBe(0);
+        const before = submitted;
+        await new Promise((resolve) => setTimeout(resolve, 40));
+        expect(submitted).toBe(before);
+      });
+      expect(source).toBe('wall');
+      await new Promise((resolve) => setTimeout(resolve, (measured % 7) * 5));
+    }
+    expect(measured).toBeGreaterThan(5);
+    expect(submitted).toBeGreaterThan(20);
+  });
+
+  test('a measurement that is refused leaves the one under way, and the background, as they were', async () => {
+    const mla = await make({ tune: 'auto' });
+    await run(mla, c);
+    await mla.time(async () => {
+      await expectRefusal(() => mla.time(async () => undefined), 'invalid-argument', 'time');
+      // Trials take memory as they come.
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      const { allocated } = await mla.memory();
+      await new Promise((resolve) => setTimeout(resolve, 600));
+      expect((await mla.memory()).allocated).toBe(allocated);
+    });
+    await eventually(() => mla.info.schedule.tuned !== undefined);
+  });
+
+  test('a batch that grows past a boundary is tuned for anew, and its calls go on meanwhile', { timeout: 120_000 }, async () => {
+    const mla = await make({ tune: 'auto' });
+    const [short, medium] = atBoundary(4);
+    for (const load of ['short', 'medium'] as const) {
+      const of = load === 'short' ? short : medium;
+      expectRight(of, await run(mla, of));
+      await eventually(() => mla.info.schedule.tuned?.some((known) => known.load === load) ?? false);
+      expectRight(of, await run(mla, of));
+    }
+    expect(mla.info.tuning).toBeUndefined();
+    expect(mla.info.schedule.tuned).toMatchObject([{ load: 'short' }, { load: 'medium' }]);
+  });
+
+  test.each(['short', 'medium'] as const)('refused memory on a %s load: no call of the caller’s is, and the instance can see why', { timeout: 120_000 }, async (load) => {
+    const real = await softwareDevice();
+    const uncaught: string[] = [];
+    real.addEventListener('uncapturederror', (event) => {
+      event.preventDefault();
+      uncaught.push((event as GPUUncapturedErrorEvent).error.message);
+    });
+    const scarcity: Scarcity = { label: 'tune', refused: 0 };
+    const mla = await make({ device: scarce(real, scarcity), tune: 'auto' });
+    const of = load === 'short' ? c : atBoundary(4)[1];
+    for (let i = 0; i < 5 || mla.info.tuning === undefined; i++) {
+      expectRight(of, await run(mla, of));
+      await mla.finished();
+    }
+    expect(scarcity.refused).toBeGreaterThan(0);
+    expect(mla.info.tuning).toMatch(new RegExp(`^bf16 48/32, 4 rows, 1 KV head, ${load} load was not tuned: .*the device is out of memory`));
+    expectRight(of, await run(mla, of));
+    expect(mla.info.schedule.tuned).toEqual([]);
+    expect(uncaught).toEqual([]);
+    // What was asked for is told of it.
+    await expectRefusal(() => mla.tune({ ...TINY, load }), 'out-of-memory');
+    scarcity.label = undefined;
+    expectMeasured(await tuneOne(mla, { ...TINY, load }), load);
+  });
+
   test("'stored' measures nothing unasked, nor does a software adapter unless told to", async () => {
     for (const options of [{ tune: 'stored' }, {}] as NodeCreateOptions[]) {
       const mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), ...options });
@@ -278,12 +478,12 @@ describe('in the background', () => {
   });
 
   test('a device that would keep others waiting is left alone, and says so', async () => {
-    const wide = makeCase({ b: 1, sQ: 1, sK: 70, hQ: 128 });
+    const wide = makeCase({ b: 1, sQ: 1, sK: 70, hQ: 256 });
     const mla = await make({ tune: 'auto' });
     if (!mla.info.software) return;
     expectRight(wide, await run(mla, wide));
     await eventually(() => mla.info.tuning !== undefined);
-    expect(mla.info.tuning).toMatch(/^bf16 576\/512, 128 rows, 1 KV head, short load was not tuned: the device is too slow/);
+    expect(mla.info.tuning).toMatch(/^bf16 576\/512, 256 rows, 1 KV head, short load was not tuned: the device is too slow/);
     expect(mla.info.schedule.tuned).toEqual([]);
     expectRight(wide, await run(mla, wide));
   });

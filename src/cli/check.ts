@@ -1,17 +1,14 @@
 /** Sampled rows of a benchmark's result against attention in double precision. */
 import { decode16 } from '../bf16.ts';
+import { LSE_ABSOLUTE, LSE_RELATIVE, OUT_ABSOLUTE, OUT_RELATIVE } from '../bounds.ts';
 import { seededRandom } from '../random.ts';
 import type { BenchShape } from './shapes.ts';
 import type { Workload } from './workload.ts';
 
 /** Rows sampled a shape. */
 const ROWS = 6;
-/** The design's bounds for q and KV of N(0, 0.1^2). */
-const OUT_ABSOLUTE = 8e-4;
-const OUT_RELATIVE = 2.01 / 128;
+/** Of a row. */
 const COSINE_DISTANCE = 5e-6;
-const LSE_ABSOLUTE = 1e-6;
-const LSE_RELATIVE = 8.01 / 65536;
 
 export interface CheckReport {
   readonly ok: boolean;

@@ -180,12 +180,17 @@ class WebGpuBackend implements Backend {
 
   async timeBegin(): Promise<void> {
     this.#gpu.check();
-    await this.#timer.begin();
-    this.tuner.timing = true;
+    await this.tuner.timingBegins();
+    try {
+      await this.#timer.begin();
+    } catch (error) {
+      this.tuner.timingEnded();
+      throw error;
+    }
   }
 
   timeEnd(): Promise<{ ms: number; source: 'device' | 'wall' }> {
-    return this.#timer.end().finally(() => (this.tuner.timing = false));
+    return this.#timer.end().finally(() => this.tuner.timingEnded());
   }
 
   flushCache(): void | Promise<void> {

@@ -1,14 +1,13 @@
 /**
- * Times of one class of calls on the device, with memory of its own.
+ * Times of one class of calls on the device, with memory of its own, of kernels whose results are right.
  *
  * A device's clocks rise and fall by a factor of five with how busy it was in the last second, and tuning itself does not keep it
  * busy. So each trial takes turns with the first one that could be measured, and what counts is how much longer it takes than that.
  */
 import type { DecodeOp } from '../backend.ts';
-import { encode16 } from '../bf16.ts';
-import { MlaError } from '../errors.ts';
+import { MlaError, firstLine } from '../errors.ts';
 import { median } from '../median.ts';
-import type { ScheduleInfo } from '../mla.ts';
+import type { MlaMetadata, ScheduleInfo } from '../mla.ts';
 import { makePlan, partialBytes, type Plan } from '../plan.ts';
 import { getMlaMetadata } from '../schedule.ts';
 import type { ShapeClass } from '../shape-class.ts';
@@ -19,8 +18,12 @@ import type { Kernel } from './kernel.ts';
 import type { Allocation } from './memory.ts';
 import type { Machine } from './submission.ts';
 import { Timer } from './timer.ts';
-import { TUNE_BLOCK, type TuneLoad } from './tune-load.ts';
+import { rightResults } from './tune-check.ts';
+import { KV_STRETCH, Q_STRETCH, TuneData } from './tune-data.ts';
+import { TUNE_BLOCK, checkLoad, checkMetadata, type TuneLoad } from './tune-load.ts';
+import { TuneResults, checkBytes } from './tune-results.ts';
 import { HOPELESS } from './tune-search.ts';
+import { inSlices, withTurn, type Turn } from './tune-turn.ts';
 
 export interface TuneDevice extends Machine {
   /** What is scheduled for without tuning. */
@@ -30,12 +33,11 @@ export interface TuneDevice extends Machine {
 /** A batch of calls takes about so long: much past what timestamps resolve, little for whoever waits behind it. */
 const BATCH_MS = 4;
 const MOST_CALLS = 64;
-/** Batches before those that count: the first says how long a call takes, the second runs warm. */
-const WARM_UP = 2;
+/** Batches before those that count. A trial's first call, whose results are looked at, has run before them and said how long one takes. */
+const WARM_UP = 1;
 const SAMPLES = 3;
 /** So long a GPU is kept busy before the first trial, where nobody else waits for it: clocks rise within that. */
 const HEAT_MS = 400;
-const TILE_BYTES = 1 << 20;
 const ONE_BINDING = { segments: 1, blocksPerSegment: ONE_SEGMENT } as const;
 
 interface Call {
@@ -49,25 +51,35 @@ interface Trial {
   readonly kernels: DecodeKernels<Kernel>;
   /** To take in turn. */
   readonly calls: readonly Call[];
+  /** One that is made for its results only. */
+  readonly check: Call;
   readonly partials: GPUBuffer;
+}
+
+/** What all trials work on. */
+interface Ground {
+  readonly q: GPUBuffer;
+  readonly kv: GPUBuffer;
+  readonly results: TuneResults;
 }
 
 export class TuneBench {
   readonly #device: TuneDevice;
   readonly #shape: Pick<DecodeOp, 'sQ' | 'hQ' | 'hKv' | 'dQk' | 'dV' | 'dtype'>;
   readonly #load: TuneLoad;
-  /** Awaited before each batch; rejects when there is to be no other. */
-  readonly #turn: () => Promise<void>;
+  readonly #check: TuneLoad;
+  readonly #turn: Turn;
   readonly #timer: Timer;
   readonly #owned: Allocation[] = [];
-  #fixed: { q: GPUBuffer; out: GPUBuffer; lse: GPUBuffer; kv: GPUBuffer } | undefined;
+  #ground: Ground | undefined;
   /** The first trial that could be measured; the others' measure. */
   #first: { readonly trial: Trial; readonly ms: number } | undefined;
 
-  constructor(device: TuneDevice, { rows, hKv, dQk, dV, dtype }: ShapeClass, load: TuneLoad, turn: () => Promise<void>) {
+  constructor(device: TuneDevice, { rows, hKv, dQk, dV, dtype }: ShapeClass, load: TuneLoad, turn: Turn) {
     this.#device = device;
     this.#shape = { sQ: 1, hQ: rows * hKv, hKv, dQk, dV, dtype };
     this.#load = load;
+    this.#check = checkLoad(load);
     this.#turn = turn;
     // Errors of others are others' to hear of.
     this.#timer = new Timer(device.gpu, device.memory, (work) => device.gpu.wait(work));
@@ -77,37 +89,46 @@ export class TuneBench {
     return this.#timer.onDevice ? 'device' : 'wall';
   }
 
-  /** Takes memory and fills it. @throws MlaError out-of-memory, limit-exceeded, device-lost */
+  /** Takes memory, fills it, and works out what is right. @throws MlaError out-of-memory, limit-exceeded, device-lost */
   async open(): Promise<void> {
     const { hQ, hKv, dQk, dV, dtype } = this.#shape;
-    const b = this.#load.cacheSeqlens.length;
+    const b = Math.max(this.#load.cacheSeqlens.length, this.#check.cacheSeqlens.length);
     const kvBytes = this.#load.numBlocks * TUNE_BLOCK * hKv * dQk * 2;
     const kv = await this.#take(kvBytes);
     const qBytes = b * hQ * dQk * 2;
     const q = await this.#take(qBytes);
-    this.#fixed = { kv, q, out: await this.#take(b * hQ * dV * 2), lse: await this.#take(b * hQ * 4) };
-    // A tile of random numbers goes over once; the device copies it.
-    const tile = await this.#take(TILE_BYTES);
-    await this.#turn();
-    this.#device.gpu.device.queue.writeBuffer(tile, 0, randomTile(dtype));
-    const refused = await this.#submit((encoder) => {
-      for (const [buffer, bytes] of [[kv, kvBytes], [q, qBytes]] as const) {
-        for (let at = 0; at < bytes; at += TILE_BYTES) encoder.copyBufferToBuffer(tile, 0, buffer, at, Math.min(TILE_BYTES, bytes - at));
-      }
+    const [out, lse, nan] = [await this.#take(b * hQ * dV * 2), await this.#take(b * hQ * 4), await this.#take(dV * 2)];
+    const data = new TuneData(dtype, dQk);
+    // The numbers go over once; the device copies them.
+    const numbers = await this.#take(data.bits.byteLength);
+    await withTurn(this.#turn, async () => {
+      this.#device.gpu.device.queue.writeBuffer(numbers, 0, data.bits);
+      const refused = await this.#submit((encoder) => {
+        for (const [buffer, total, { at, bytes }] of [[kv, kvBytes, KV_STRETCH], [q, qBytes, Q_STRETCH]] as const) {
+          for (let to = 0; to < total; to += bytes) encoder.copyBufferToBuffer(numbers, at, buffer, to, Math.min(bytes, total - to));
+        }
+      });
+      if (refused) throw refused;
     });
-    if (refused) throw refused;
+    const right = await inSlices(this.#turn, rightResults(this.#shape, this.#load, this.#check, data));
+    const staging = await this.#granted(this.#device.memory.staging(checkBytes(this.#shape, right)));
+    this.#ground = { kv, q, results: new TuneResults(this.#device.gpu, this.#shape, { out, lse, nan, staging }, right) };
   }
 
-  /** Milliseconds of a warm call; undefined where it cannot be made. @throws MlaError out-of-memory, device-lost, destroyed */
+  /** Milliseconds of a warm call; undefined where it cannot be made, or gives wrong results. @throws MlaError out-of-memory, device-lost, destroyed */
   async probe(config: DecodeConfig, slots: number): Promise<number | undefined> {
-    const trial = await this.#trial(config, slots);
-    if (typeof trial === 'string') return undefined;
-    await this.#batch(trial, 1);
-    return this.#batch(trial, 1);
+    const mark = this.#owned.length;
+    try {
+      const trial = await this.#trial(config, slots);
+      if (typeof trial === 'string' || typeof (await this.#firstCall(trial)) === 'string') return undefined;
+      return await this.#batch(trial, 1);
+    } finally {
+      this.#discard(mark);
+    }
   }
 
   /**
-   * Milliseconds of a trial's call, or why it was given up.
+   * Milliseconds of a trial's call, or why it was given up: what it gives may be wrong.
    * @param best the least so far
    * @throws MlaError out-of-memory, device-lost, destroyed
    */
@@ -117,8 +138,10 @@ export class TuneBench {
     try {
       const trial = await this.#trial(config, slots);
       if (typeof trial === 'string') return trial;
-      if (this.#first) return await this.#against(this.#first, trial, best);
-      const ms = await this.#alone(trial);
+      const once = await this.#firstCall(trial);
+      if (typeof once === 'string') return once;
+      if (this.#first) return await this.#against(this.#first, trial, once, best);
+      const ms = await this.#alone(trial, once);
       this.#first = { trial, ms };
       keep = true;
       return ms;
@@ -142,8 +165,8 @@ export class TuneBench {
     }
   }
 
-  async #alone(trial: Trial): Promise<number> {
-    const run = this.#sampler(trial);
+  async #alone(trial: Trial, once: number): Promise<number> {
+    const run = this.#sampler(trial, once);
     const samples: number[] = [];
     for (let i = 0; i < WARM_UP + SAMPLES; i++) {
       const ms = await run();
@@ -153,53 +176,55 @@ export class TuneBench {
   }
 
   /** In turns with the first, whose time it is told in. */
-  async #against(first: { readonly trial: Trial; readonly ms: number }, trial: Trial, best: number): Promise<number | string> {
-    const [theirs, ours] = [this.#sampler(first.trial), this.#sampler(trial)];
+  async #against(first: { readonly trial: Trial; readonly ms: number }, trial: Trial, once: number, best: number): Promise<number | string> {
+    const [theirs, ours] = [this.#sampler(first.trial, first.ms), this.#sampler(trial, once)];
     const samples: number[] = [];
     for (let i = 0; i < WARM_UP + SAMPLES; i++) {
       const measure = await theirs();
       const ms = (first.ms * (await ours())) / measure;
-      // The first call of a kernel takes longer than any after it.
-      if (i > 0 && ms > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
+      if (ms > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
       if (i >= WARM_UP) samples.push(ms);
     }
     return median(samples);
   }
 
-  /** Milliseconds of a call; the first time of one call, then of as many as fill a batch. */
-  #sampler(trial: Trial): () => Promise<number> {
-    let count = 1;
+  /** Milliseconds of a call, of as many as fill a batch. @param once about what one takes; where that is not known the first batch is one call */
+  #sampler(trial: Trial, once = Infinity): () => Promise<number> {
+    let ms = once;
     return async () => {
-      const ms = (await this.#batch(trial, count)) / count;
-      count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
+      const count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
+      ms = (await this.#batch(trial, count)) / count;
       return ms;
     };
   }
 
   /** Everything of a trial but its times; or why there is none. */
   async #trial(config: DecodeConfig, slots: number): Promise<Trial | string> {
-    const { gpu, traits, schedule } = this.#device;
+    const { traits, schedule } = this.#device;
     const { hQ, hKv } = this.#shape;
-    const { cacheSeqlens, maxBlocksPerSeq, blockTables } = this.#load;
     const metadata = getMlaMetadata(
-      { cacheSeqlens, numQTokensPerHeadK: hQ / hKv, numHeadsK: hKv, blockSize: TUNE_BLOCK }, { ...schedule, slots, rowTiles: [config.rows] },
+      { cacheSeqlens: this.#load.cacheSeqlens, numQTokensPerHeadK: hQ / hKv, numHeadsK: hKv, blockSize: TUNE_BLOCK }, { ...schedule, slots, rowTiles: [config.rows] },
     );
     if (Math.max(...decodeGrid(this.#shape, config, metadata.parts), hQ) > traits.limits.maxComputeWorkgroupsPerDimension) return 'too large for one dispatch';
     const scratch = partialBytes(metadata.parts, this.#shape);
     if (scratch > bindingBytes(traits.limits)) return 'partial results larger than a binding';
     const kernels = await this.#compile(config);
     if (typeof kernels === 'string') return kernels;
-    const op = {
-      ...this.#shape, b: cacheSeqlens.length, blockSize: TUNE_BLOCK, maxBlocksPerSeq, metadata, softmaxScale: this.#shape.dQk ** -0.5, causal: false,
-    };
+    const calls = await this.#calls(config, this.#load, metadata);
+    const [check] = await this.#calls(config, this.#check, checkMetadata({ rows: hQ / hKv, hKv }, this.#check, schedule, metadata.parts));
+    return { config, kernels, calls, check: check!, partials: await this.#take(scratch) };
+  }
+
+  async #calls(config: DecodeConfig, { cacheSeqlens, maxBlocksPerSeq, blockTables }: TuneLoad, metadata: MlaMetadata): Promise<Call[]> {
+    const op = { ...this.#shape, b: cacheSeqlens.length, blockSize: TUNE_BLOCK, maxBlocksPerSeq, metadata, softmaxScale: this.#shape.dQk ** -0.5, causal: false };
     const calls: Call[] = [];
     for (const blockTable of blockTables) {
       const plan = makePlan(op, blockTable, takesAnyOrder(config));
       const buffer = await this.#take(plan.words.byteLength);
-      gpu.device.queue.writeBuffer(buffer, 0, plan.words);
+      this.#device.gpu.device.queue.writeBuffer(buffer, 0, plan.words);
       calls.push({ plan, buffer });
     }
-    return { config, kernels, calls, partials: await this.#take(scratch) };
+    return calls;
   }
 
   /** @returns why the device refuses, if it does */
@@ -208,7 +233,7 @@ export class TuneBench {
     try {
       return await compileDecode(kernels, this.#shape, config, traits, ONE_BINDING);
     } catch (error) {
-      if (error instanceof MlaError && error.code === 'internal') return error.message.split('\n', 1)[0]!;
+      if (error instanceof MlaError && error.code === 'internal') return firstLine(error.message);
       throw error;
     }
   }
@@ -223,20 +248,37 @@ export class TuneBench {
     for (const allocation of this.#owned.splice(from)) this.#device.memory.discard(allocation);
   }
 
-  /** Milliseconds of `count` calls in a row. */
-  async #batch({ config, kernels, calls, partials }: Trial, count: number): Promise<number> {
-    await this.#turn();
-    const { bindGroups, traits } = this.#device;
-    const { kv, ...fixed } = this.#fixed!;
-    await this.#timer.begin();
-    const fault = this.#submit((encoder) => {
-      const pass = encoder.beginComputePass({ label: 'tune', ...this.#timer.pass() });
-      for (let i = 0; i < count; i++) {
-        const { plan, buffer } = calls[i % calls.length]!;
-        encodeDecode(pass, bindGroups, kernels, this.#shape, config, traits, plan, { ...fixed, plan: buffer, partials, kv: [kv] });
-      }
-      pass.end();
+  /** About how many milliseconds a trial's first call takes, or what is wrong with its results or with those of the call for checking. */
+  #firstCall(trial: Trial): Promise<number | string> {
+    const { results } = this.#ground!;
+    return withTurn(this.#turn, async () => {
+      const ms = await this.#timed((encoder, timed) => {
+        results.encode(encoder, 'load', () => this.#encode(encoder, timed, trial, trial.calls.slice(0, 1)));
+        results.encode(encoder, 'check', () => this.#encode(encoder, {}, trial, [trial.check]));
+      });
+      return (await results.wrong()) ?? ms;
     });
+  }
+
+  /** Milliseconds of `count` calls in a row. */
+  #batch(trial: Trial, count: number): Promise<number> {
+    const calls = Array.from({ length: count }, (_, i) => trial.calls[i % trial.calls.length]!);
+    return withTurn(this.#turn, () => this.#timed((encoder, timed) => this.#encode(encoder, timed, trial, calls)));
+  }
+
+  #encode(encoder: GPUCommandEncoder, timed: GPUComputePassDescriptor, { config, kernels, partials }: Trial, calls: readonly Call[]): void {
+    const { bindGroups, traits } = this.#device;
+    const { q, kv, results } = this.#ground!;
+    const { out, lse } = results.buffers;
+    const pass = encoder.beginComputePass({ label: 'tune', ...timed });
+    for (const { plan, buffer } of calls) encodeDecode(pass, bindGroups, kernels, this.#shape, config, traits, plan, { q, out, lse, plan: buffer, partials, kv: [kv] });
+    pass.end();
+  }
+
+  /** Milliseconds of a submission; of the pass in it whose descriptor `timed` is added to, where the device has timestamps. */
+  async #timed(encode: (encoder: GPUCommandEncoder, timed: GPUComputePassDescriptor) => void): Promise<number> {
+    await this.#timer.begin();
+    const fault = this.#submit((encoder) => encode(encoder, this.#timer.pass()));
     const { ms } = await this.#timer.end();
     const refused = await fault;
     if (refused) throw refused;
@@ -254,23 +296,15 @@ export class TuneBench {
     }).fault;
   }
 
-  async #take(bytes: number): Promise<GPUBuffer> {
-    const allocation = this.#device.memory.storage(bytes, 'tune');
+  #take(bytes: number): Promise<GPUBuffer> {
+    return this.#granted(this.#device.memory.storage(bytes, 'tune'));
+  }
+
+  async #granted(allocation: Allocation): Promise<GPUBuffer> {
     this.#owned.push(allocation);
     const refused = await allocation.fault;
     if (refused) throw refused;
     this.#device.gpu.check();
     return allocation.buffer;
   }
-}
-
-/** Small numbers of both signs, the same every time. */
-function randomTile(dtype: 'bf16' | 'f16'): Uint16Array<ArrayBuffer> {
-  const bits = new Uint16Array(TILE_BYTES / 2);
-  let state = 1;
-  encode16(dtype, Float32Array.from(bits, () => {
-    state = (Math.imul(state, 1664525) + 1013904223) | 0;
-    return state / 2 ** 33;
-  }), bits);
-  return bits;
 }

@@ -1,6 +1,7 @@
-/** What tuning measures: a batch over a pool of random keys, one for each load. Pure. */
-import type { LoadClass } from '../mla.ts';
+/** What tuning measures, a batch over a pool of random keys, one for each load; and what it tries kernels with. Pure. */
+import type { LoadClass, MlaMetadata, ScheduleInfo } from '../mla.ts';
 import { permutation, seededRandom } from '../random.ts';
+import { getMlaMetadata } from '../schedule.ts';
 import type { ShapeClass } from '../shape-class.ts';
 import { bindingBytes, type DeviceTraits } from './config.ts';
 
@@ -13,6 +14,9 @@ const MOST_TOKENS: Readonly<Record<LoadClass, number>> = { short: 8192, medium: 
 const SEQUENCES = 8;
 /** Places that short calls take in turn, so that none finds its keys in a cache. */
 const PLACES = 12;
+/** Of the call that kernels are tried with: more than half in one sequence, so that any cut splits it. */
+const CHECK_TOKENS: readonly number[] = [21, 400, 111, 70];
+const CHECK_PARTS = 3;
 /** A call takes no longer than about this, milliseconds: others may wait for the device. */
 export const CALL_MS = 30;
 
@@ -43,18 +47,32 @@ export function tuneLoad({ hKv, dQk, load }: Pick<ShapeClass, 'hKv' | 'dQk' | 'l
   const blocks = Math.floor(Math.max(PROBE_TOKENS, Math.min(MOST_TOKENS[load], mostTokens)) / TUNE_BLOCK);
   if (load !== 'short') return layOut(uneven(blocks), Math.min(room, blocks), 1);
   const places = Math.min(PLACES, Math.max(1, Math.floor(room / blocks)));
-  return layOut([blocks], Math.min(room, places * blocks), places);
+  return layOut([blocks * TUNE_BLOCK], Math.min(room, places * blocks), places);
 }
 
-/** Blocks a sequence, uneven as batches are: cuts fall inside sequences. */
+/** A call on the same pool that kernels are tried with: in some loads a part is one block, and none ends within one. */
+export function checkLoad({ numBlocks }: TuneLoad): TuneLoad {
+  return layOut(CHECK_TOKENS, numBlocks, 1);
+}
+
+/** How it is cut: parts of several blocks and of several sequences, the longest of which is split. In no more parts than `most`. */
+export function checkMetadata({ rows, hKv }: Pick<ShapeClass, 'rows' | 'hKv'>, { cacheSeqlens }: TuneLoad, { anyOrder = false }: Pick<ScheduleInfo, 'anyOrder'>, most: number): MlaMetadata {
+  return getMlaMetadata(
+    { cacheSeqlens, numQTokensPerHeadK: rows, numHeadsK: hKv, blockSize: TUNE_BLOCK },
+    { slots: Math.min(CHECK_PARTS, most) * hKv, rowTiles: [rows], minTokensPerPart: 1, anyOrder },
+  );
+}
+
+/** Tokens a sequence, uneven as batches are: cuts fall inside sequences. */
 function uneven(blocks: number): number[] {
   const weights = Array.from({ length: SEQUENCES }, (_, i) => 1 + (i % 3) / 2);
   const total = weights.reduce((x, y) => x + y);
-  return weights.map((weight) => Math.max(1, Math.floor((weight / total) * blocks)));
+  return weights.map((weight) => Math.max(1, Math.floor((weight / total) * blocks)) * TUNE_BLOCK);
 }
 
-/** Sequences of so many blocks each, in so many places. */
-function layOut(counts: readonly number[], numBlocks: number, places: number): TuneLoad {
+/** Sequences of so many tokens each, in so many places. */
+function layOut(lengths: readonly number[], numBlocks: number, places: number): TuneLoad {
+  const counts = lengths.map((length) => Math.ceil(length / TUNE_BLOCK));
   const maxBlocksPerSeq = Math.max(...counts);
   const ids = laps(numBlocks);
   const blockTables = Array.from({ length: places }, () => {
@@ -64,7 +82,7 @@ function layOut(counts: readonly number[], numBlocks: number, places: number): T
     });
     return table;
   });
-  return { numBlocks, cacheSeqlens: Int32Array.from(counts, (count) => count * TUNE_BLOCK), maxBlocksPerSeq, blockTables };
+  return { numBlocks, cacheSeqlens: Int32Array.from(lengths), maxBlocksPerSeq, blockTables };
 }
 
 /**

@@ -11,9 +11,11 @@ import type { TuneStore } from '../tune-store.ts';
 import { decodeCandidates, type Candidates, type DecodeConfig, type Segmentation } from './config.ts';
 import { compileDecode } from './dispatch.ts';
 import { TuneBench, type TuneDevice } from './tune-bench.ts';
+import { WRONG } from './tune-check.ts';
 import { CALL_MS, PROBE_TOKENS, TUNE_BLOCK, loadCost, nextProbe, tokensWithin, tuneLoad, type TuneLoad } from './tune-load.ts';
 import type { TuneMode } from './tune-mode.ts';
 import { search, slotLadder, type Search } from './tune-search.ts';
+import { pause, withTurn, type Turn } from './tune-turn.ts';
 
 /** Work of others that the background gives way to: a batch starts when the device has been left alone for so long, */
 const QUIET_MS = 20;
@@ -49,8 +51,10 @@ export class Tuner {
   #last: Promise<unknown> = Promise.resolve();
   #lastBatch = 0;
   #lastCall = 0;
-  /** A measurement of the caller's is under way. */
-  timing = false;
+  /** The background's last batch, until it is done. */
+  #batch: Promise<void> = Promise.resolve();
+  /** Measurements of the caller's that are under way. */
+  #timing = 0;
   #cancelled = false;
   /** Who waits for `tune`, and so for the background before it. */
   #asked = 0;
@@ -91,11 +95,18 @@ export class Tuner {
     const name = shapeClass(shape);
     if (this.#begun.has(name) || this.#known.has(name)) return;
     this.#begun.add(name);
-    this.#inTurn(() => this.#measure(shape, () => this.#quiet(), kv)).catch((error: unknown) => {
+    const tell = (note: string): void => {
       if (this.#cancelled) return;
-      this.note = `${name} was not tuned: ${(error as Error).message}`;
+      this.note = note;
       this.#options.onChange();
-    });
+    };
+    this.#inTurn(() => this.#measure(shape, () => this.#quiet(), kv)).then(
+      ({ trials }) => {
+        const wrong = trials.find(({ refused }) => refused?.startsWith(WRONG));
+        if (wrong) tell(`${name}: ${wrong.config} was refused: ${wrong.refused}`);
+      },
+      (error: unknown) => tell(`${name} was not tuned: ${(error as Error).message}`),
+    );
   }
 
   /** @throws MlaError out-of-memory, device-lost, destroyed */
@@ -120,6 +131,16 @@ export class Tuner {
     }
   }
 
+  /** A measurement of the caller's is to begin: resolves when the background is still, which it then stays until the measurement has ended. */
+  async timingBegins(): Promise<void> {
+    this.#timing++;
+    await this.#batch;
+  }
+
+  timingEnded(): void {
+    this.#timing--;
+  }
+
   /** Ends what is under way at its next step, and all to come. */
   cancel(): void {
     this.#cancelled = true;
@@ -137,11 +158,11 @@ export class Tuner {
     return done;
   }
 
-  async #measure(shape: ShapeClass, turn: () => Promise<void>, kv?: Segmentation): Promise<TuneReport> {
+  async #measure(shape: ShapeClass, turn: Turn, kv?: Segmentation): Promise<TuneReport> {
     const { device } = this.#options;
     const name = shapeClass(shape);
     const background = kv !== undefined;
-    await turn();
+    await withTurn(turn, async () => undefined);
     const load = await this.#load(shape, turn, background);
     if (!load) return { shapeClass: name, load: shape.load, source: 'none', trials: [], note: 'no configuration fits this device, or not even one block of such keys' };
     const { trials, chosen, config, timing } = await this.#withBench(shape, load, turn, async (bench) => ({ ...(await this.#search(shape, bench, background)), timing: bench.timing }));
@@ -160,13 +181,19 @@ export class Tuner {
    * A load that the device gets through in reasonable time, after small calls that grow until one tells how fast it is.
    * @throws MlaError limit-exceeded where the background would keep others waiting
    */
-  async #load(shape: ShapeClass, turn: () => Promise<void>, background: boolean): Promise<TuneLoad | undefined> {
+  async #load(shape: ShapeClass, turn: Turn, background: boolean): Promise<TuneLoad | undefined> {
     const { traits, schedule } = this.#options.device;
-    const guess = this.#candidates(shape).fits[0];
+    const { fits } = this.#candidates(shape);
     for (let tokens = PROBE_TOKENS; ; ) {
       const load = tuneLoad(shape, traits, tokens);
-      if (!load || !guess) return undefined;
-      const ms = await this.#withBench(shape, load, turn, (bench) => bench.probe(guess, schedule.slots));
+      if (!load || fits.length === 0) return undefined;
+      const ms = await this.#withBench(shape, load, turn, async (bench) => {
+        for (const guess of fits) {
+          const found = await bench.probe(guess, schedule.slots);
+          if (found !== undefined) return found;
+        }
+        return undefined;
+      });
       if (ms === undefined) return load;
       if (background && ms > CALL_MS) {
         throw new MlaError('limit-exceeded', 'the device is too slow for measurements behind a program’s back', {
@@ -184,7 +211,7 @@ export class Tuner {
     return decodeCandidates({ ...shape, blockSize: TUNE_BLOCK }, shape.rows, this.#options.device.traits);
   }
 
-  async #withBench<T>(shape: ShapeClass, load: TuneLoad, turn: () => Promise<void>, use: (bench: TuneBench) => Promise<T>): Promise<T> {
+  async #withBench<T>(shape: ShapeClass, load: TuneLoad, turn: Turn, use: (bench: TuneBench) => Promise<T>): Promise<T> {
     const bench = new TuneBench(this.#options.device, shape, load, turn);
     try {
       await bench.open();
@@ -220,24 +247,20 @@ export class Tuner {
     this.#options.device.gpu.check();
   }
 
-  /** Waits until a batch disturbs nobody, or little. */
-  async #quiet(): Promise<void> {
+  /** Waits until a batch disturbs nobody, or little. What it resolves to is called when that is done. */
+  async #quiet(): Promise<() => void> {
     this.#lastBatch ||= performance.now();
     for (;;) {
       this.#check();
       const now = performance.now();
       if (this.#asked > 0) break;
-      if (!this.timing && (now - this.#lastCall > QUIET_MS || now - this.#lastBatch > PATIENCE_MS)) break;
+      if (this.#timing === 0 && (now - this.#lastCall > QUIET_MS || now - this.#lastBatch > PATIENCE_MS)) break;
       await pause(GLANCE_MS);
     }
     this.#lastBatch = performance.now();
+    // At once: a measurement of the caller's that begins from here on waits for it.
+    let done!: () => void;
+    this.#batch = new Promise((resolve) => (done = resolve));
+    return done;
   }
-}
-
-/** Keeps no program from ending. */
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    const timer: unknown = setTimeout(resolve, ms);
-    if (typeof timer === 'object') (timer as { unref?(): void } | null)?.unref?.();
-  });
 }

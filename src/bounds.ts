@@ -1,0 +1,8 @@
+/**
+ * How far a result may be from attention in double precision: FlashMLA's own bounds, for q and KV about as large as a model's. A number passes by its
+ * absolute or its relative error.
+ */
+export const OUT_ABSOLUTE = 8e-4;
+export const OUT_RELATIVE = 2.01 / 128;
+export const LSE_ABSOLUTE = 1e-6;
+export const LSE_RELATIVE = 8.01 / 65_536;

@@ -1,0 +1,126 @@
+/**
+ * Whether what a kernel gave while it was tuned is right: which rows are looked at, what they ought to be, and by how much they may differ.
+ * A compiler's mistake that has a kernel skip work makes it quick. Pure.
+ */
+import type { DecodeOp } from '../backend.ts';
+import { LSE_ABSOLUTE, LSE_RELATIVE, OUT_ABSOLUTE, OUT_RELATIVE } from '../bounds.ts';
+import { dot } from '../cpu/dot.ts';
+import type { TuneData } from './tune-data.ts';
+import { TUNE_BLOCK, type TuneLoad } from './tune-load.ts';
+
+/** Multiply-adds that are made for the rows of one load: some 20 ms, in double precision. */
+const MOST_PRODUCTS = 2e7;
+
+/** A refusal for wrong results begins so. */
+export const WRONG = 'wrong results';
+
+/** Of what is tuned, with one query token. */
+export type CheckShape = Pick<DecodeOp, 'hQ' | 'hKv' | 'dQk' | 'dV'>;
+
+/** A row of the result. */
+export interface Row {
+  readonly sequence: number;
+  readonly head: number;
+}
+
+/** What it ought to be. */
+export interface RightRow extends Row {
+  /** Tokens of the sequence. */
+  readonly length: number;
+  readonly out: Float64Array;
+  readonly lse: number;
+}
+
+/** Of the rows that are looked at: of the load's first call, and of the one for checking. */
+export interface Right {
+  readonly load: readonly RightRow[];
+  readonly check: readonly RightRow[];
+}
+
+/** The first head, one in the middle and the last, as far as they are several. */
+function someHeads({ hQ }: CheckShape): number[] {
+  return [...new Set([hQ - 1, 0, hQ >> 1])];
+}
+
+/** Of every sequence some heads. */
+export function rowsOfAll(shape: CheckShape, { cacheSeqlens }: TuneLoad): Row[] {
+  return [...cacheSeqlens.keys()].flatMap((sequence) => someHeads(shape).map((head) => ({ sequence, head })));
+}
+
+/** Of the shortest sequence and of the longest some heads, as far as they cost little. Where all are long, still one. */
+export function rowsOfFew(shape: CheckShape, { cacheSeqlens }: TuneLoad): Row[] {
+  const byLength = [...cacheSeqlens.keys()].sort((a, b) => cacheSeqlens[a]! - cacheSeqlens[b]!);
+  const sequences = [...new Set([byLength[0]!, byLength.at(-1)!])];
+  const heads = someHeads(shape);
+  const rows: Row[] = [];
+  let products = 0;
+  for (let i = 0; i < heads.length; i++) {
+    sequences.forEach((sequence, j) => {
+      const more = cacheSeqlens[sequence]! * (shape.dQk + shape.dV);
+      if (rows.length > 0 && products + more > MOST_PRODUCTS) return;
+      products += more;
+      rows.push({ sequence, head: heads[(i + j) % heads.length]! });
+    });
+  }
+  return rows;
+}
+
+/** What of both is looked at. Stops at each block, so that its caller can give the thread back. */
+export function* rightResults(shape: CheckShape, load: TuneLoad, check: TuneLoad, data: TuneData): Generator<void, Right> {
+  return { load: yield* rightRows(shape, load, data, rowsOfFew(shape, load)), check: yield* rightRows(shape, check, data, rowsOfAll(shape, check)) };
+}
+
+/** What rows of a load's first call ought to be, in double precision. Stops likewise. */
+export function* rightRows(shape: CheckShape, load: TuneLoad, data: TuneData, rows: readonly Row[]): Generator<void, RightRow[]> {
+  const right: RightRow[] = [];
+  for (const row of rows) right.push(yield* rightRow(shape, load, data, row));
+  return right;
+}
+
+function* rightRow({ hQ, hKv, dQk, dV }: CheckShape, { cacheSeqlens, maxBlocksPerSeq, blockTables }: TuneLoad, data: TuneData, { sequence, head }: Row): Generator<void, RightRow> {
+  const { kv, q } = data;
+  const length = cacheSeqlens[sequence]!;
+  const qAt = data.qAt((sequence * hQ + head) * dQk);
+  const headKv = Math.floor((head * hKv) / hQ);
+  const scale = dQk ** -0.5;
+  const out = new Float64Array(dV);
+  let highest = -Infinity;
+  let sum = 0;
+  // Two tokens at a time: half as many turns over `out`.
+  for (let token = 0; token < length; token += 2) {
+    const inBlock = token % TUNE_BLOCK;
+    if (inBlock === 0) yield;
+    const block = blockTables[0]![sequence * maxBlocksPerSeq + (token - inBlock) / TUNE_BLOCK]!;
+    const row = ((block * TUNE_BLOCK + inBlock) * hKv + headKv) * dQk;
+    const [at0, at1] = [data.kvAt(row), data.kvAt(row + hKv * dQk)];
+    const score0 = dot(q, qAt, kv, at0, dQk) * scale;
+    const score1 = token + 1 < length ? dot(q, qAt, kv, at1, dQk) * scale : -Infinity;
+    const most = Math.max(score0, score1);
+    if (most > highest) {
+      const rescale = Math.exp(highest - most);
+      for (let d = 0; d < dV; d++) out[d]! *= rescale;
+      sum *= rescale;
+      highest = most;
+    }
+    const [p0, p1] = [Math.exp(score0 - highest), Math.exp(score1 - highest)];
+    sum += p0 + p1;
+    for (let d = 0; d < dV; d++) out[d] = out[d]! + p0 * kv[at0 + d]! + p1 * kv[at1 + d]!;
+  }
+  return { sequence, head, length, out: out.map((value) => value / sum), lse: highest + Math.log(sum) };
+}
+
+/** What is wrong with a row, in words; undefined where nothing is. */
+export function wrongness(right: RightRow, out: Float32Array, lse: number): string | undefined {
+  const { head, length } = right;
+  const short = (value: number): string => `${Number(value.toPrecision(6))}`;
+  const say = (what: string, got: number, is: number): string => `${WRONG}: ${what} ${short(got)} where ${short(is)} is right (row ${head} of a sequence of ${length} tokens)`;
+  if (!near(lse, right.lse, LSE_ABSOLUTE, LSE_RELATIVE)) return say('LSE', lse, right.lse);
+  const at = right.out.findIndex((value, d) => !near(out[d]!, value, OUT_ABSOLUTE, OUT_RELATIVE));
+  return at < 0 ? undefined : say(`out[${at}]`, out[at]!, right.out[at]!);
+}
+
+/** NaN is near nothing. */
+function near(got: number, right: number, absolute: number, relative: number): boolean {
+  const error = Math.abs(got - right);
+  return error <= absolute || error <= relative * Math.abs(right);
+}
