@@ -10,7 +10,7 @@ import { badDecodeInput } from './conformance/bad-decode-input.ts';
 import { cache } from './conformance/cache.ts';
 import { decode } from './conformance/decode.ts';
 import { lifetime } from './conformance/lifetime.ts';
-import { range } from './conformance/range.ts';
+import { range, type Lack } from './conformance/range.ts';
 import { special } from './conformance/special.ts';
 import { tensors } from './conformance/tensors.ts';
 import type { Heads } from './heads.ts';
@@ -20,13 +20,15 @@ export interface ConformanceOptions {
   readonly oracleFlops?: number;
   /** The one shape of heads that the backend decodes; every shape when absent. */
   readonly only?: Heads;
+  /** What the backend is known not to do. */
+  readonly lacks?: readonly Lack[];
 }
 
 export function conformance(
   name: string,
   makeMla: () => Promise<Mla>,
   cases: readonly CaseOptions[],
-  { oracleFlops = Infinity, only }: ConformanceOptions = {},
+  { oracleFlops = Infinity, only, lacks }: ConformanceOptions = {},
 ): void {
   describe(name, () => {
     let mla: Mla | undefined;
@@ -41,7 +43,7 @@ export function conformance(
 
     decode(instance, cases, oracleFlops, only);
     special(instance);
-    range(instance);
+    range(instance, undefined, lacks);
     tensors(instance);
     cache(instance, only);
     badDecodeInput(instance, makeMla, only);

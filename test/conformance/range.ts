@@ -33,19 +33,25 @@ function expectSmallRight(c: DecodeCase, got: { out: ArrayLike<number>; lse: Arr
   out.forEach((value, i) => expect(Math.abs(got.out[i]! - value) * factor).toBeLessThan(8e-4 + (Math.abs(value) * factor) / 64));
 }
 
+/** What a backend is known not to do: its tests must fail, so that they are looked at when they no longer do. */
+export type Lack = 'small numbers beside 3e38' | 'scores past 2^31';
+
 /** @param base of which the first sequence has more than a block */
-export function range(mla: () => Mla, base: CaseOptions = USUAL): void {
+export function range(mla: () => Mla, base: CaseOptions = USUAL, lacks: readonly Lack[] = []): void {
+  const unless = (lack: Lack): typeof test.fails => (lacks.includes(lack) ? test.fails : test);
   const [{ dV, dQk }, length] = [makeCase(base), base.seqlens![0]!];
   describe('bf16 that f16 does not hold', () => {
     // In V and K, and in RoPE. No query looks at it: scores stay what they were.
-    test.each([[1e5, 3], [-3e38, 7], [7e4, dV + 8]])('a cached %d at column %i', async (value, column) => {
-      const c = makeCase(base);
-      for (let row = 0; row < c.q.length; row += c.dQk) c.q[row + column] = 0;
-      keys(c, length - 30)[column] = bits(value);
-      expectRight(c, await run(mla(), c));
-    });
+    for (const [value, column, declare] of [[1e5, 3, test], [-3e38, 7, unless('small numbers beside 3e38')], [7e4, dV + 8, test]] as const) {
+      declare(`a cached ${value} at column ${column}`, async () => {
+        const c = makeCase(base);
+        for (let row = 0; row < c.q.length; row += c.dQk) c.q[row + column] = 0;
+        keys(c, length - 30)[column] = bits(value);
+        expectRight(c, await run(mla(), c));
+      });
+    }
 
-    test('a query of 1e30', async () => {
+    unless('scores past 2^31')('a query of 1e30', async () => {
       const c = makeCase({ ...base, softmaxScale: 1e-3 });
       c.q[5] = bits(1e30);
       expectRight(c, await run(mla(), c));
