@@ -206,7 +206,7 @@ describe('what is right', () => {
     const kvCache = Float32Array.from({ length: numBlocks * TUNE_BLOCK * hKv * dQk }, (_, i) => data.kv[data.kvAt(i)]!);
     const oracle = referenceDecode({ q, kvCache, blockTable: blockTables[0]!, cacheSeqlens, sQ: 1, hQ, hKv, dQk, dV, blockSize: TUNE_BLOCK });
     const rows = right(narrow, on, rowsOfAll(narrow, on), dtype);
-    expect(rows.map(({ sequence, head }) => `${sequence}/${head}`)).toEqual([0, 1, 2, 3].flatMap((sequence) => [9, 0, 5].map((head) => `${sequence}/${head}`)));
+    expect(rows.map(({ sequence, head }) => `${sequence}/${head}`)).toEqual([[9, 2, 5], [8, 1, 4], [7, 0, 3], [6, 9, 2]].flatMap((heads, sequence) => heads.map((head) => `${sequence}/${head}`)));
     for (const { sequence, head, length, out, lse } of rows) {
       const row = sequence * hQ + head;
       expect(length).toBe(cacheSeqlens[sequence]);
@@ -231,10 +231,10 @@ describe('what is right', () => {
     expect(deviation).toBeCloseTo(1, 2);
   });
 
-  test('rows that are looked at: first, middle and last head, of the shortest sequence and the longest, and no more than costs little', () => {
+  test('rows that are looked at: of heads far apart, of the shortest sequence and the longest, and no more than costs little', () => {
     const cost = (rows: readonly Row[], { cacheSeqlens }: TuneLoad): number => rows.reduce((sum, { sequence }) => sum + cacheSeqlens[sequence]! * 1088, 0);
     const few = (on: TuneLoad): Row[] => rowsOfFew(shape, on);
-    expect(few(load('short'))).toEqual([{ sequence: 0, head: 127 }, { sequence: 0, head: 0 }]);
+    expect(few(load('short'))).toEqual([{ sequence: 0, head: 127 }, { sequence: 0, head: 52 }]);
     const medium = load('medium');
     expect(few(medium).map(({ sequence }) => medium.cacheSeqlens[sequence])).toEqual([Math.min(...medium.cacheSeqlens), Math.max(...medium.cacheSeqlens)]);
     for (const on of [load('short'), medium]) expect(cost(few(on), on)).toBeLessThan(2e7);
@@ -242,9 +242,11 @@ describe('what is right', () => {
     expect(few(long)).toEqual([{ sequence: 0, head: 127 }]);
     expect(long.cacheSeqlens[0]).toBe(Math.min(...long.cacheSeqlens));
     const probe = tuneLoad({ hKv: 1, dQk: 576, load: 'long' }, { limits }, PROBE_TOKENS)!;
-    expect(new Set(few(probe).map(({ head }) => head)).size).toBe(3);
+    expect(new Set(few(probe).map(({ head }) => head)).size).toBe(6);
     expect(rowsOfFew({ ...shape, hQ: 1 }, probe)).toEqual([{ sequence: 0, head: 0 }, { sequence: 7, head: 0 }]);
-    expect(rowsOfAll({ ...shape, hQ: 2 }, checkLoad(probe)).map(({ head }) => head)).toEqual([1, 0, 1, 0, 1, 0, 1, 0]);
+    expect(rowsOfAll({ ...shape, hQ: 2 }, checkLoad(probe)).map(({ head }) => head)).toEqual([1, 0, 0, 1, 1, 0, 0, 1]);
+    // In every 16 rows of a tile of 64.
+    for (const hQ of [64, 128]) expect(new Set(rowsOfAll({ ...shape, hQ }, checkLoad(probe)).map(({ head }) => (head % 64) >> 4)).size).toBe(4);
   });
 
   test('the call for checking: ends within blocks, parts of several blocks and of several sequences, one that is split, on any pool and device', () => {

@@ -5,6 +5,7 @@ import type { Mla } from '../src/mla.ts';
 import { createMla } from '../src/node.ts';
 import type { GpuContext } from '../src/webgpu/device.ts';
 import type { MatrixTraits } from '../src/webgpu/matrix-test.ts';
+import type { SubgroupSize } from '../src/webgpu/subgroup-test.ts';
 import { altered } from './altered.ts';
 import { makeCase, type CaseOptions } from './cases.ts';
 import { expectRefusal, expectRight, run } from './check.ts';
@@ -16,6 +17,20 @@ vi.mock('../src/webgpu/matrix-test.ts', async (importOriginal) => {
   const original = await importOriginal<typeof import('../src/webgpu/matrix-test.ts')>();
   return { ...original, testMatrices: (gpu: GpuContext) => (matrices.test ?? original.testMatrices)(gpu) };
 });
+
+/** Likewise that of subgroups. */
+const subgroups = vi.hoisted(() => ({ test: undefined as ((gpu: GpuContext) => Promise<SubgroupSize | string>) | undefined }));
+vi.mock('../src/webgpu/subgroup-test.ts', async (importOriginal) => {
+  const original = await importOriginal<typeof import('../src/webgpu/subgroup-test.ts')>();
+  return { ...original, testSubgroups: (gpu: GpuContext) => (subgroups.test ?? original.testSubgroups)(gpu) };
+});
+
+async function lose(gpu: GpuContext): Promise<string> {
+  gpu.device.destroy();
+  await gpu.device.lost;
+  gpu.check();
+  return 'not lost';
+}
 
 const SMALL: CaseOptions = { b: 2, sQ: 1, sK: 0, hQ: 4, dV: 32, rope: 16, seqlens: [70, 30] };
 
@@ -102,6 +117,7 @@ describe('a kernel that the device refuses', () => {
 describe('the matrix tier', () => {
   afterEach(() => {
     matrices.test = undefined;
+    subgroups.test = undefined;
   });
 
   test('leaves widths that matrices do not divide to the next one, and says so', async () => {
@@ -115,14 +131,11 @@ describe('the matrix tier', () => {
     await mla.destroy();
   });
 
-  test('costs the device: another one is opened for the tiers below', async () => {
+  test('costs the device: another one is opened for the other tiers', async () => {
     const lost: GPUDevice[] = [];
     matrices.test = async (gpu) => {
       lost.push(gpu.device);
-      gpu.device.destroy();
-      await gpu.device.lost;
-      gpu.check();
-      return 'not lost';
+      return lose(gpu);
     };
     const mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), tune: 'off' });
     expect(lost.length).toBe(1);
@@ -131,8 +144,21 @@ describe('the matrix tier', () => {
     const c = makeCase(SMALL);
     expectRight(c, await run(mla, c));
     await mla.destroy();
-    // Asked for by name, or on a caller's device, that is an error.
+    // Asked for by name, or on a caller's device or adapter, which gives no other, that is an error.
+    const adapter = (await (await softwareGpu()).requestAdapter())!;
+    await expectRefusal(() => createMla({ backend: 'webgpu', adapter, tune: 'off' }), 'device-lost');
     await expectRefusal(async () => createMla({ backend: 'webgpu', gpu: await softwareGpu(), tier: 'matrix', tune: 'off' }), 'device-lost');
     await expectRefusal(async () => createMla({ backend: 'webgpu', device: await softwareDevice(), tune: 'off' }), 'device-lost');
+  });
+
+  test('is not blamed for a device that another tier loses', async () => {
+    subgroups.test = lose;
+    const mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), tune: 'off' });
+    expect(mla.info.tier).toBe('base');
+    const [first, second, ...others] = mla.info.tierNotes!;
+    expect(first).toMatch(/^subgroup: the GPU device was lost/);
+    expect(second).toMatch(/^matrix: no feature /);
+    expect(others).toEqual([]);
+    await mla.destroy();
   });
 });

@@ -234,6 +234,7 @@ describe('a kernel that the compiler gets wrong', () => {
     expect(made.length).toBe(1);
     expect(report).toMatchObject({ source: 'none', note: 'no configuration could be measured' });
     expect(report.chosen).toBeUndefined();
+    expect(mla.info.kernelNotes).toBeUndefined();
     const tried = report.trials.filter(({ slots }) => slots !== undefined);
     expect(tried.length).toBeGreaterThan(1);
     for (const { refused } of tried) expect(refused).toMatch(why);
@@ -248,8 +249,11 @@ describe('a kernel that the compiler gets wrong', () => {
     await eventually(() => mla.info.schedule.tuned !== undefined && mla.info.tuning !== undefined);
     expect(mla.info.tuning).toMatch(/^bf16 48\/32, 4 rows, 1 KV head, short load: \w+ 4x16\S+ .*was refused: wrong results: LSE /);
     expect(mla.info.schedule.tuned).toMatchObject([{ load: 'short', tokens: 8 }]);
-    // Calls are right from here on, for all that the fixed choice was not.
+    // Calls are right from here on, for all that the fixed choice was not: of other classes too.
     expectRight(c, await run(mla, c));
+    expect(mla.info.kernelNotes!.join('\n')).toMatch(/^\w+ 4x16\S+ .*: wrong results: LSE /);
+    const other = makeCase({ b: 2, sQ: 1, sK: 300, hQ: 4, ragged: true, dV: 64, rope: 16 });
+    expectRight(other, await run(mla, other));
   });
 });
 

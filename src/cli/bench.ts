@@ -112,7 +112,6 @@ async function runShapes(
         // A software adapter takes minutes over what a GPU does in one.
         if (tune && !info.software) await mla.tune({ ...tuneArgs(shape), load: loadOf(shape.seqlens) });
         results.push(await measure(mla, shape, { runs, check, seed: SEED, onRun }));
-        for (const note of mla.info.kernelNotes ?? []) notes.add(note);
       } catch (error) {
         const code = error instanceof MlaError ? error.code : 'internal';
         failures.push({ name: shape.name, code, message: oneLine(error) });
@@ -122,6 +121,8 @@ async function runShapes(
           await mla.destroy();
           mla = await openMla(context, choice);
         }
+      } finally {
+        for (const note of mla.info.kernelNotes ?? []) notes.add(note);
       }
     }
   } finally {

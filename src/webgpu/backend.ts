@@ -17,7 +17,7 @@ import { readStorage } from './readback.ts';
 import { StepEncoder } from './step.ts';
 import { adopted, allocate, type Storage } from './storage.ts';
 import { Submission, type Machine } from './submission.ts';
-import { TIERS, chooseTier, type TierChoice } from './tier.ts';
+import { TIERS, chooseTier, type Tier, type TierChoice } from './tier.ts';
 import { Timer } from './timer.ts';
 import type { TuneMode } from './tune-mode.ts';
 import { Tuner } from './tuner.ts';
@@ -40,19 +40,25 @@ export interface Environment {
 
 /** @throws MlaError backend-unavailable, invalid-argument, device-lost */
 export async function createWebGpuBackend(options: DeviceOptions, reason: string, environment: Environment): Promise<Backend> {
-  const notes: string[] = [];
-  for (let offered = TIERS; ; offered = offered.slice(1)) {
-    const gpu = await openDevice(options, environment.rest);
+  const lost = new Map<Tier, MlaError>();
+  for (;;) {
+    const gpu = await openDevice(options, environment.rest).catch((error: unknown) => {
+      throw [...lost.values()].at(-1) ?? error;
+    });
+    let probed: Tier | undefined;
     try {
-      const tier = await chooseTier(gpu, options.tier, offered);
-      const backend = new WebGpuBackend(gpu, { ...tier, notes: [...notes, ...tier.notes] }, reason, { ...environment, mode: options.tune ?? (gpu.software ? 'stored' : 'auto') });
+      const choice = await chooseTier(gpu, options.tier, TIERS.filter((tier) => !lost.has(tier)), (tier) => (probed = tier));
+      probed = undefined;
+      const notes = [...[...lost].map(([tier, { message }]) => `${tier}: ${message}`), ...choice.notes];
+      const backend = new WebGpuBackend(gpu, { ...choice, notes }, reason, { ...environment, mode: options.tune ?? (gpu.software ? 'stored' : 'auto') });
       await backend.tuner.load();
       return backend;
     } catch (error) {
       gpu.destroy();
-      // A tier may cost the device itself: then another one is opened for the tiers below.
-      if (!(error instanceof MlaError) || error.code !== 'device-lost' || !gpu.owned || options.tier !== undefined || offered.length === 1) throw error;
-      notes.push(`${offered[0]!}: ${error.message}`);
+      // A tier's self-test may cost the device itself. An adapter or GPU of ours has another one for the other tiers; a caller's adapter has one only.
+      const again = gpu.owned && options.adapter === undefined && options.tier === undefined;
+      if (!again || probed === undefined || !(error instanceof MlaError) || error.code !== 'device-lost') throw error;
+      lost.set(probed, error);
     }
   }
 }
@@ -88,6 +94,7 @@ class WebGpuBackend implements Backend {
         version: VERSION, vendor, architecture, device: gpu.name, tier: tier.tier,
         variant: `${limits.maxComputeWorkgroupStorageSize} B, ${limits.maxComputeInvocationsPerWorkgroup} threads ${variant}`.trim(),
       }),
+      onWrong: (key, why) => this.#decodes.fault(key, why),
       onChange: () => {
         this.#decodes.retuned();
         const { note } = this.tuner;

@@ -8,7 +8,7 @@ import { LOADS, mostParts } from '../schedule.ts';
 import { classOf } from '../shape-class.ts';
 import { takesAnyOrder } from './candidates.ts';
 import { bindingBytes, chooseDecodeConfig, type DecodeConfig } from './config.ts';
-import { compileDecode, decodeGrid, decodeKernels, encodeDecode, partsKernel, type DecodeKernels } from './dispatch.ts';
+import { decodeGrid, decodeKernels, encodeDecode, partsKernel, type DecodeKernels } from './dispatch.ts';
 import type { Kernel } from './kernel.ts';
 import type { Allocation } from './memory.ts';
 import { wholeBuffer, type Storage } from './storage.ts';
@@ -66,13 +66,20 @@ export class DecodeCalls {
     }
     if (coming) {
       // A batch that grows must not wait for a compiler.
-      for (const next of coming) compileDecode(cache, op, next, traits, kv).catch((error: unknown) => this.#refuse(next, error));
+      for (const next of coming) partsKernel(cache.background, op, next, kv).catch((error: unknown) => this.#refuse(next, error));
       chosen.coming = undefined;
     }
     for (const { allocations } of [kv, tensors.q, tensors.out, tensors.lse]) submission.use(allocations);
     const plan = this.#plan(op, takesAnyOrder(config), submission);
     const partials = this.#partialsOf(op, rows, schedule, submission);
     encodeDecode(submission.pass, bindGroups, kernels, op, config, traits, plan, { q, plan: plan.allocation.buffer, partials, out, lse, kv: kv.buffers });
+  }
+
+  /** No call is to be served by the configuration named `key` from now on. */
+  fault(key: string, why: string): void {
+    this.#faults.set(key, why);
+    this.#chosen.clear();
+    this.#note(`${key}: ${why}`);
   }
 
   /** What is chosen may be another thing now. */
@@ -123,11 +130,9 @@ export class DecodeCalls {
 
   /** @returns whether `error` is something that the device has against the configuration */
   #refuse({ key }: DecodeConfig, error: unknown): boolean {
-    if (!(error instanceof MlaError) || error.code !== 'internal') return false;
-    const fault = `the device refuses it: ${firstLine(error.message)}`;
-    this.#faults.set(key, fault);
-    this.#chosen.clear();
-    this.#note(`${key}: ${fault}`);
+    // Nor is what a device says that is gone.
+    if (!(error instanceof MlaError) || error.code !== 'internal' || this.#machine.gpu.gone) return false;
+    this.fault(key, `the device refuses it: ${firstLine(error.message)}`);
     return true;
   }
 

@@ -26,7 +26,7 @@ const CLASSES: Readonly<Record<string, readonly (readonly [architecture: RegExp,
   ],
   amd: [[/^cdna/, { slots: 440, ...HALF }], [/^gcn/, { slots: 144, ...HALF }], [/^/, { slots: 264, ...HALF }]],
   // Integrated ones have 3 to 8 cores, cards up to 32.
-  intel: [[/^(gen-12hp|xe-2hpg)/, { slots: 160, ...FEW }], [/^(gen-[1-9]|gen-11)(?!2)/, { slots: 32, ...FEW }], [/^/, { slots: 64, ...FEW }]],
+  intel: [[/^(gen-12hp|xe-2hpg)/, { slots: 160, ...FEW }], [/^gen-([789]|11)/, { slots: 32, ...FEW }], [/^/, { slots: 64, ...FEW }]],
   apple: [[/^/, { slots: 80, ...FEW }]],
   qualcomm: [[/^adreno-[4-6]/, { slots: 16, ...FEW }], [/^/, { slots: 32, ...FEW }]],
   arm: [[/^/, { slots: 32, ...FEW }]],

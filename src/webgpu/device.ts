@@ -21,7 +21,7 @@ export interface DeviceOptions {
   readonly limits?: 'adapter' | 'default';
   /**
    * Choice of kernel configurations by measuring. 'auto': use what is remembered, and measure in the background, once,
-   * what is not; that rejects nobody's call. 'stored': only use what is remembered. 'off': a fixed choice. 'auto' when absent, 'stored' on software adapters.
+   * what is not. 'stored': only use what is remembered. 'off': a fixed choice. 'auto' when absent, 'stored' on software adapters.
    */
   readonly tune?: TuneMode;
 }
@@ -91,6 +91,11 @@ export class GpuContext {
         this.note(gpuError((event as GPUUncapturedErrorEvent).error, 'a GPU operation failed'));
       });
     }
+  }
+
+  /** Lost or destroyed. */
+  get gone(): boolean {
+    return this.#error !== undefined;
   }
 
   /** @throws MlaError device-lost, destroyed */

@@ -1,5 +1,5 @@
 /** One submission of one compute pass, and what is to be given back once it is on its way. */
-import type { MlaError } from '../errors.ts';
+import { MlaError } from '../errors.ts';
 import type { DeviceTraits } from './config.ts';
 import type { BindGroups } from './bind-groups.ts';
 import type { GpuContext } from './device.ts';
@@ -49,8 +49,11 @@ export class Submission {
     } finally {
       told = submission.#end();
     }
-    // A kernel that was refused is what was wrong first, and is told of once.
-    if (told) return whenGranted(submission.#doubted, told.then((error) => error && (machine.gpu.noted() ?? error)));
+    if (!told) return;
+    return whenGranted(submission.#doubted, told).catch((error: unknown) => {
+      // A kernel that was refused is what was wrong first, and is told of once.
+      throw error instanceof MlaError && error.code === 'internal' ? (machine.gpu.noted() ?? error) : error;
+    });
   }
 
   /** To be called before the use of memory is encoded. */

@@ -33,12 +33,14 @@ export function checkTier(tier: unknown): asserts tier is Tier | undefined {
 
 /**
  * The best tier that works on this device, or the one asked for.
+ * @param onProbe hears of each tier before it is tried
  * @throws MlaError backend-unavailable (the tier asked for does not work here), device-lost, out-of-memory
  */
-export async function chooseTier(gpu: GpuContext, wanted?: Tier, offered: readonly Tier[] = TIERS): Promise<TierChoice> {
+export async function chooseTier(gpu: GpuContext, wanted?: Tier, offered: readonly Tier[] = TIERS, onProbe?: (tier: Tier) => void): Promise<TierChoice> {
   const notes: string[] = [];
   const probe = prober(gpu);
   for (const tier of wanted === undefined ? TIERS.filter((t) => offered.includes(t)) : [wanted]) {
+    onProbe?.(tier);
     const found = offered.includes(tier) ? await probe[tier]() : 'this version has no kernels of it';
     if (typeof found !== 'string') return { tier, subgroupSize: undefined, matrix: undefined, ...found, notes };
     notes.push(`${tier}: ${found}`);

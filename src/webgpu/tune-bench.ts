@@ -33,8 +33,8 @@ export interface TuneDevice extends Machine {
 /** A batch of calls takes about so long: much past what timestamps resolve, little for whoever waits behind it. */
 const BATCH_MS = 4;
 const MOST_CALLS = 64;
-/** Batches before those that count. A trial's first call, whose results are looked at, has run before them and said how long one takes. */
-const WARM_UP = 1;
+/** Batches before those that count: the first says how long a call takes, as it does for the other trial in turns with it, the second runs warm. */
+const WARM_UP = 2;
 const SAMPLES = 3;
 /** So long a GPU is kept busy before the first trial, where nobody else waits for it: clocks rise within that. */
 const HEAT_MS = 400;
@@ -98,10 +98,10 @@ export class TuneBench {
     const qBytes = b * hQ * dQk * 2;
     const q = await this.#take(qBytes);
     const [out, lse, nan] = [await this.#take(b * hQ * dV * 2), await this.#take(b * hQ * 4), await this.#take(dV * 2)];
-    const data = new TuneData(dtype, dQk);
     // The numbers go over once; the device copies them.
-    const numbers = await this.#take(data.bits.byteLength);
-    await withTurn(this.#turn, async () => {
+    const numbers = await this.#take(Q_STRETCH.at + Q_STRETCH.bytes);
+    const data = await withTurn(this.#turn, async () => {
+      const data = new TuneData(dtype, dQk);
       this.#device.gpu.device.queue.writeBuffer(numbers, 0, data.bits);
       const refused = await this.#submit((encoder) => {
         for (const [buffer, total, { at, bytes }] of [[kv, kvBytes, KV_STRETCH], [q, qBytes, Q_STRETCH]] as const) {
@@ -109,6 +109,7 @@ export class TuneBench {
         }
       });
       if (refused) throw refused;
+      return data;
     });
     const right = await inSlices(this.#turn, rightResults(this.#shape, this.#load, this.#check, data));
     const staging = await this.#granted(this.#device.memory.staging(checkBytes(this.#shape, right)));
@@ -120,7 +121,7 @@ export class TuneBench {
     const mark = this.#owned.length;
     try {
       const trial = await this.#trial(config, slots);
-      if (typeof trial === 'string' || typeof (await this.#firstCall(trial)) === 'string') return undefined;
+      if (typeof trial === 'string' || (await this.#wrong(trial)) !== undefined) return undefined;
       return await this.#batch(trial, 1);
     } finally {
       this.#discard(mark);
@@ -138,10 +139,10 @@ export class TuneBench {
     try {
       const trial = await this.#trial(config, slots);
       if (typeof trial === 'string') return trial;
-      const once = await this.#firstCall(trial);
-      if (typeof once === 'string') return once;
-      if (this.#first) return await this.#against(this.#first, trial, once, best);
-      const ms = await this.#alone(trial, once);
+      const wrong = await this.#wrong(trial);
+      if (wrong !== undefined) return wrong;
+      if (this.#first) return await this.#against(this.#first, trial, best);
+      const ms = await this.#alone(trial);
       this.#first = { trial, ms };
       keep = true;
       return ms;
@@ -165,8 +166,8 @@ export class TuneBench {
     }
   }
 
-  async #alone(trial: Trial, once: number): Promise<number> {
-    const run = this.#sampler(trial, once);
+  async #alone(trial: Trial): Promise<number> {
+    const run = this.#sampler(trial);
     const samples: number[] = [];
     for (let i = 0; i < WARM_UP + SAMPLES; i++) {
       const ms = await run();
@@ -176,24 +177,25 @@ export class TuneBench {
   }
 
   /** In turns with the first, whose time it is told in. */
-  async #against(first: { readonly trial: Trial; readonly ms: number }, trial: Trial, once: number, best: number): Promise<number | string> {
-    const [theirs, ours] = [this.#sampler(first.trial, first.ms), this.#sampler(trial, once)];
+  async #against(first: { readonly trial: Trial; readonly ms: number }, trial: Trial, best: number): Promise<number | string> {
+    const [theirs, ours] = [this.#sampler(first.trial), this.#sampler(trial)];
     const samples: number[] = [];
     for (let i = 0; i < WARM_UP + SAMPLES; i++) {
       const measure = await theirs();
       const ms = (first.ms * (await ours())) / measure;
-      if (ms > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
+      // One call each, which where times are the clock's are mostly the waiting.
+      if (i > 0 && ms > best * HOPELESS) return `given up: more than ${HOPELESS} times the best`;
       if (i >= WARM_UP) samples.push(ms);
     }
     return median(samples);
   }
 
-  /** Milliseconds of a call, of as many as fill a batch. @param once about what one takes; where that is not known the first batch is one call */
-  #sampler(trial: Trial, once = Infinity): () => Promise<number> {
-    let ms = once;
+  /** Milliseconds of a call; the first time of one call, then of as many as fill a batch. */
+  #sampler(trial: Trial): () => Promise<number> {
+    let count = 1;
     return async () => {
-      const count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
-      ms = (await this.#batch(trial, count)) / count;
+      const ms = (await this.#batch(trial, count)) / count;
+      count = Math.min(MOST_CALLS, Math.max(1, Math.round(BATCH_MS / ms)));
       return ms;
     };
   }
@@ -248,15 +250,16 @@ export class TuneBench {
     for (const allocation of this.#owned.splice(from)) this.#device.memory.discard(allocation);
   }
 
-  /** About how many milliseconds a trial's first call takes, or what is wrong with its results or with those of the call for checking. */
-  #firstCall(trial: Trial): Promise<number | string> {
+  /** What is wrong with the results of a trial's first call, or with those of the one for checking; undefined where nothing is. */
+  #wrong(trial: Trial): Promise<string | undefined> {
     const { results } = this.#ground!;
     return withTurn(this.#turn, async () => {
-      const ms = await this.#timed((encoder, timed) => {
-        results.encode(encoder, 'load', () => this.#encode(encoder, timed, trial, trial.calls.slice(0, 1)));
+      const refused = await this.#submit((encoder) => {
+        results.encode(encoder, 'load', () => this.#encode(encoder, {}, trial, trial.calls.slice(0, 1)));
         results.encode(encoder, 'check', () => this.#encode(encoder, {}, trial, [trial.check]));
       });
-      return (await results.wrong()) ?? ms;
+      if (refused) throw refused;
+      return results.wrong();
     });
   }
 

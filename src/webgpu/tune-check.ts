@@ -37,30 +37,34 @@ export interface Right {
   readonly check: readonly RightRow[];
 }
 
-/** The first head, one in the middle and the last, as far as they are several. */
-function someHeads({ hQ }: CheckShape): number[] {
-  return [...new Set([hQ - 1, 0, hQ >> 1])];
+/** Heads of a sequence that are looked at. */
+const HEADS = 3;
+
+/** The `n`th head to look at, the last one first: a prime number apart, so that few of them are in all parts of a tile of rows. */
+function headAt({ hQ }: CheckShape, n: number): number {
+  return (hQ - 1 + 53 * n) % hQ;
 }
 
-/** Of every sequence some heads. */
+/** Of every sequence some heads, others each time. */
 export function rowsOfAll(shape: CheckShape, { cacheSeqlens }: TuneLoad): Row[] {
-  return [...cacheSeqlens.keys()].flatMap((sequence) => someHeads(shape).map((head) => ({ sequence, head })));
+  return [...cacheSeqlens.keys()].flatMap((sequence) =>
+    [...new Set(Array.from({ length: HEADS }, (_, i) => headAt(shape, sequence * HEADS + i)))].map((head) => ({ sequence, head })));
 }
 
 /** Of the shortest sequence and of the longest some heads, as far as they cost little. Where all are long, still one. */
 export function rowsOfFew(shape: CheckShape, { cacheSeqlens }: TuneLoad): Row[] {
   const byLength = [...cacheSeqlens.keys()].sort((a, b) => cacheSeqlens[a]! - cacheSeqlens[b]!);
   const sequences = [...new Set([byLength[0]!, byLength.at(-1)!])];
-  const heads = someHeads(shape);
   const rows: Row[] = [];
   let products = 0;
-  for (let i = 0; i < heads.length; i++) {
-    sequences.forEach((sequence, j) => {
+  for (let i = 0; i < HEADS; i++) {
+    for (const sequence of sequences) {
+      const row = { sequence, head: headAt(shape, rows.length) };
       const more = cacheSeqlens[sequence]! * (shape.dQk + shape.dV);
-      if (rows.length > 0 && products + more > MOST_PRODUCTS) return;
+      if (rows.some((other) => other.sequence === row.sequence && other.head === row.head) || (rows.length > 0 && products + more > MOST_PRODUCTS)) continue;
       products += more;
-      rows.push({ sequence, head: heads[(i + j) % heads.length]! });
-    });
+      rows.push(row);
+    }
   }
   return rows;
 }

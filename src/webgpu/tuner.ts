@@ -41,6 +41,8 @@ export interface TunerOptions {
   readonly prefix: string;
   /** Told of every new choice. */
   readonly onChange: () => void;
+  /** Told of every configuration whose results were wrong where another one's were right, and of what was. */
+  readonly onWrong?: (config: string, why: string) => void;
 }
 
 export class Tuner {
@@ -166,6 +168,8 @@ export class Tuner {
     const load = await this.#load(shape, turn, background);
     if (!load) return { shapeClass: name, load: shape.load, source: 'none', trials: [], note: 'no configuration fits this device, or not even one block of such keys' };
     const { trials, chosen, config, timing } = await this.#withBench(shape, load, turn, async (bench) => ({ ...(await this.#search(shape, bench, background)), timing: bench.timing }));
+    // Where none is right, what all have in common may be wrong: there is nothing better to serve with.
+    if (config) for (const { config: key, refused } of trials) if (refused?.startsWith(WRONG)) this.#options.onWrong?.(key, refused);
     // The caller's cache may be laid out otherwise: its next step must not wait for a compiler.
     if (config && kv) await compileDecode(device.kernels, shape, config, device.traits, kv);
     this.#check();

@@ -4,6 +4,7 @@ import { encode16 } from '../../src/bf16.ts';
 import type { Mla } from '../../src/mla.ts';
 import { makeCase, type CaseOptions, type DecodeCase } from '../cases.ts';
 import { expectRight, oracle, run } from '../check.ts';
+import { compareDecode, type DecodeValues } from '../compare.ts';
 
 const USUAL: CaseOptions = { b: 2, sQ: 2, sK: 0, hQ: 6, hKv: 2, seqlens: [300, 90] };
 
@@ -33,28 +34,34 @@ function expectSmallRight(c: DecodeCase, got: { out: ArrayLike<number>; lse: Arr
   out.forEach((value, i) => expect(Math.abs(got.out[i]! - value) * factor).toBeLessThan(8e-4 + (Math.abs(value) * factor) / 64));
 }
 
-/** What a backend is known not to do: its tests must fail, so that they are looked at when they no longer do. */
-export type Lack = 'small numbers beside 3e38' | 'scores past 2^31';
+/** What a backend is known not to do, and what is to be seen of that: that and no more, and not less either, so that it is looked at when it is mended. */
+const LACKS = {
+  'small numbers beside 3e38': /^out: \d+ of \d+ outside abs (?![^]*lse)/,
+  'scores past 2^31': /^out: 512 of \d+ NaN or infinite where the other is not; worst[^\n]*\nlse: 1 of \d+ NaN or infinite where the other is not; worst/,
+} as const;
+export type Lack = keyof typeof LACKS;
 
 /** @param base of which the first sequence has more than a block */
 export function range(mla: () => Mla, base: CaseOptions = USUAL, lacks: readonly Lack[] = []): void {
-  const unless = (lack: Lack): typeof test.fails => (lacks.includes(lack) ? test.fails : test);
+  const expectRightUnless = (lack: Lack | undefined, c: DecodeCase, got: DecodeValues): void => {
+    const fault = compareDecode(c, oracle(c), got);
+    if (lack !== undefined && lacks.includes(lack)) expect(fault).toMatch(LACKS[lack]);
+    else expect(fault).toBeUndefined();
+  };
   const [{ dV, dQk }, length] = [makeCase(base), base.seqlens![0]!];
   describe('bf16 that f16 does not hold', () => {
     // In V and K, and in RoPE. No query looks at it: scores stay what they were.
-    for (const [value, column, declare] of [[1e5, 3, test], [-3e38, 7, unless('small numbers beside 3e38')], [7e4, dV + 8, test]] as const) {
-      declare(`a cached ${value} at column ${column}`, async () => {
-        const c = makeCase(base);
-        for (let row = 0; row < c.q.length; row += c.dQk) c.q[row + column] = 0;
-        keys(c, length - 30)[column] = bits(value);
-        expectRight(c, await run(mla(), c));
-      });
-    }
+    test.each<[number, number, Lack?]>([[1e5, 3], [-3e38, 7, 'small numbers beside 3e38'], [7e4, dV + 8]])('a cached %d at column %i', async (value, column, lack) => {
+      const c = makeCase(base);
+      for (let row = 0; row < c.q.length; row += c.dQk) c.q[row + column] = 0;
+      keys(c, length - 30)[column] = bits(value);
+      expectRightUnless(lack, c, await run(mla(), c));
+    });
 
-    unless('scores past 2^31')('a query of 1e30', async () => {
+    test('a query of 1e30', async () => {
       const c = makeCase({ ...base, softmaxScale: 1e-3 });
       c.q[5] = bits(1e30);
-      expectRight(c, await run(mla(), c));
+      expectRightUnless('scores past 2^31', c, await run(mla(), c));
     });
 
     test('all of a cache divided by 2^60', async () => {
