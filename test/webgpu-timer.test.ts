@@ -1,8 +1,13 @@
-/** Measurements whose wait for the device fails: the next one works, and nothing is left behind. */
+/** Measurements that fail: where the wait for the device does, or memory for timestamps is refused, the next one works, nothing is left behind, and nobody else hears of it. */
 import { afterAll, describe, expect, test } from 'vitest';
 import { GpuContext } from '../src/webgpu/device.ts';
 import { DeviceMemory } from '../src/webgpu/memory.ts';
 import { Timer } from '../src/webgpu/timer.ts';
+import { createMla } from '../src/node.ts';
+import { altered } from './altered.ts';
+import { makeCase } from './cases.ts';
+import { expectRefusal, expectRight, run } from './check.ts';
+import { scarceAdapter, type Scarcity } from './scarce-gpu.ts';
 import { softwareGpu } from './software-adapter.ts';
 
 const opened: GPUDevice[] = [];
@@ -55,4 +60,35 @@ test('wall time: after a wait that failed, when a measurement begins', async () 
   await timer.begin();
   await expect(timer.begin()).rejects.toMatchObject({ code: 'invalid-argument', argument: 'time' });
   expect(await timer.end()).toMatchObject({ source: 'wall' });
+});
+
+describe('no memory for timestamps', () => {
+  const c = makeCase({ b: 2, sQ: 1, sK: 100, hQ: 4, dV: 32, rope: 16 });
+  const open = async (scarcity: Scarcity, tune: 'auto' | 'off'): ReturnType<typeof createMla> => {
+    const real = await softwareGpu();
+    const gpu = altered(real, { requestAdapter: async (options?: GPURequestAdapterOptions) => scarceAdapter((await real.requestAdapter(options))!, scarcity) });
+    return createMla({ backend: 'webgpu', gpu, tune });
+  };
+
+  test('is told to who measures, and to nobody else; with memory the next measurement works', async () => {
+    const scarcity: Scarcity = { label: 'timer', refused: 0 };
+    const mla = await open(scarcity, 'off');
+    for (let i = 0; i < 2; i++) await expectRefusal(() => mla.time(() => run(mla, c)), 'out-of-memory');
+    expect(scarcity.refused).toBe(2);
+    expectRight(c, await run(mla, c));
+    scarcity.label = undefined;
+    expect(await mla.time(() => run(mla, c))).toMatchObject({ source: 'device' });
+    await mla.destroy();
+  });
+
+  test('ends tuning in the background, with the reason, and rejects no call', async () => {
+    const scarcity: Scarcity = { label: 'timer', refused: 0 };
+    const mla = await open(scarcity, 'auto');
+    for (const end = performance.now() + 60_000; mla.info.tuning === undefined && performance.now() < end; ) expectRight(c, await run(mla, c));
+    expect(mla.info.tuning).toMatch(/was not tuned: .*making a timer/);
+    expect(scarcity.refused).toBe(1);
+    expect(mla.info.schedule.tuned ?? []).toEqual([]);
+    expectRight(c, await run(mla, c));
+    await mla.destroy();
+  });
 });

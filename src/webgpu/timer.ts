@@ -25,22 +25,36 @@ export class Timer {
     return this.#gpu.features.includes('timestamp-query');
   }
 
+  /** @throws MlaError invalid-argument, out-of-memory, device-lost */
   async begin(): Promise<void> {
     if (this.#passes >= 0) throw new MlaError('invalid-argument', 'a measurement is under way', { argument: 'time', fix: 'Measure one thing at a time' });
     this.#passes = 0;
-    if (this.onDevice) {
-      const { device } = this.#gpu;
-      this.#queries ??= device.createQuerySet({ label: 'timer', type: 'timestamp', count: 2 * PASSES });
-      this.#resolve ??= device.createBuffer({ label: 'timer', size: 16 * PASSES, usage: 0x200 | 0x04 /* QUERY_RESOLVE | COPY_SRC */ });
-    } else {
-      try {
+    try {
+      if (this.onDevice) {
+        if (!this.#queries) await this.#make();
+      } else {
         await this.#wait(this.#gpu.device.queue.onSubmittedWorkDone());
-      } catch (error) {
-        this.#passes = -1;
-        throw error;
+        this.#start = performance.now();
       }
-      this.#start = performance.now();
+    } catch (error) {
+      this.#passes = -1;
+      throw error;
     }
+  }
+
+  async #make(): Promise<void> {
+    const { device } = this.#gpu;
+    const { value: { queries, resolve }, fault } = this.#gpu.watch('making a timer', () => ({
+      queries: device.createQuerySet({ label: 'timer', type: 'timestamp', count: 2 * PASSES }),
+      resolve: device.createBuffer({ label: 'timer', size: 16 * PASSES, usage: 0x200 | 0x04 /* QUERY_RESOLVE | COPY_SRC */ }),
+    }));
+    const refused = await fault;
+    if (refused) {
+      queries.destroy();
+      resolve.destroy();
+      throw refused;
+    }
+    [this.#queries, this.#resolve] = [queries, resolve];
   }
 
   /** What a pass adds to its descriptor. */
