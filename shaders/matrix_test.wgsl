@@ -7,8 +7,8 @@
 // How work is cut: one subgroup. A check leaves its answer in `slices`, of which `take` puts all into `result`, a stretch a check: what is stored
 // where nothing belongs shows as well.
 //
-// The launcher (src/webgpu/matrix-test.ts) puts the enables, `result`, the constants and the kernel's workgroup arrays in front, and changes loads and
-// stores to the form of the syntax on trial.
+// The launcher (src/webgpu/matrix-test.ts) puts the enables, `result`, the constants, the kernel's workgroup arrays and its `halves` and `out_of_range` in
+// front, and changes loads and stores to the form of the syntax on trial.
 
 var<workgroup> events: atomic<u32>;
 
@@ -25,22 +25,10 @@ fn right_value(k: u32, column: u32) -> f32 { return select(f32((k * 7u + column 
 
 fn halves_of(low: f32, high: f32) -> u32 { return bitcast<u32>(vec2<f16>(vec2<f32>(low, high))); }
 
-// Eight numbers of bf16 as f16, as the kernel makes them.
-fn halves(x: vec4<u32>) -> vec4<u32> {
-  let low = bitcast<vec4<f32>>(x << vec4<u32>(16u));
-  let high = bitcast<vec4<f32>>(x & vec4<u32>(0xffff0000u));
-  return vec4<u32>(
-    bitcast<u32>(vec2<f16>(vec2<f32>(low.x, high.x))), bitcast<u32>(vec2<f16>(vec2<f32>(low.y, high.y))),
-    bitcast<u32>(vec2<f16>(vec2<f32>(low.z, high.z))), bitcast<u32>(vec2<f16>(vec2<f32>(low.w, high.w))));
-}
-
 // A number of f16 as its bits. The kernel does not tell what is not finite apart.
 fn pattern(half: u32) -> f32 { return f32(select(half, 0x7c00u, (half & 0x7c00u) == 0x7c00u)); }
 
 fn patterns(x: u32, y: u32) -> vec4<f32> { return vec4<f32>(pattern(x & 0xffffu), pattern(x >> 16u), pattern(y & 0xffffu), pattern(y >> 16u)); }
-
-// The kernel's.
-fn out_of_range(scores: vec4<f32>) -> bool { return (bitcast<u32>(scores.x + scores.y + scores.z + scores.w) & 0x7fffffffu) >= 0x7f800000u; }
 
 // Q and P are left_value times `scale`, V is right_value, and K too, whose rows are its columns.
 fn put_operands(thread: u32, scale: f32) {

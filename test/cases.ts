@@ -150,3 +150,9 @@ export function flops(options: CaseOptions): number {
   const tokens = seqlens === undefined ? b * sK : seqlens.reduce((n, l) => n + l, 0);
   return 2 * sQ * hQ * (2 * dV + rope) * tokens;
 }
+
+/** Where number `d` of token `t`'s key lies in the cache. */
+export function keyAt(c: DecodeCase, sequence: number, t: number, head: number, d: number): number {
+  const block = c.blockTable[sequence * c.maxBlocksPerSeq + Math.floor(t / c.blockSize)]!;
+  return ((block * c.blockSize + (t % c.blockSize)) * c.hKv + head) * c.dQk + d;
+}

@@ -1,25 +1,21 @@
 /** The built program's `--tier` on the webgpu backend, as a user runs it: what is asked for is what is taken, or an error. */
-import { execFile } from 'node:child_process';
-import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { decode16 } from '../src/bf16.ts';
 import { readSafetensors, writeSafetensors } from '../src/safetensors.ts';
+import { checkBuilt, runCli, tensorsOf, type Ended } from './built-cli.ts';
 import { makeCase } from './cases.ts';
 import { compareDecode } from './compare.ts';
 import { oracle } from './check.ts';
 import { adapterChoice, useSwiftShader } from './software-adapter.ts';
 
-const CLI = fileURLToPath(new URL('../dist/cli.js', import.meta.url));
-
 describe('--tier on webgpu', () => {
   let directory: string;
   let env = process.env;
   beforeAll(async () => {
-    if (!existsSync(CLI)) throw new Error('dist/cli.js is not there: run npm run build first');
+    checkBuilt();
     directory = await mkdtemp(join(tmpdir(), 'flashmla-tier-'));
     if (adapterChoice() !== 'swiftshader') return;
     await useSwiftShader();
@@ -29,18 +25,9 @@ describe('--tier on webgpu', () => {
   afterAll(() => rm(directory, { recursive: true, force: true }));
 
   const c = makeCase({ b: 2, sQ: 1, sK: 100, hQ: 3, dV: 32, rope: 16, ragged: true });
-  const cli = (...args: string[]): Promise<{ status: number | null; stdout: string; stderr: string }> => new Promise((resolve) => {
-    const child = execFile(process.execPath, [CLI, ...args], { env }, (_, stdout, stderr) => resolve({ status: child.exitCode, stdout, stderr }));
-  });
-  const bytes = ({ buffer, byteOffset, byteLength }: ArrayBufferView): Uint8Array => new Uint8Array(buffer, byteOffset, byteLength);
-  const decode = async (...args: string[]): ReturnType<typeof cli> => {
-    await writeFile(join(directory, 'in.safetensors'), writeSafetensors(new Map([
-      ['q', { dtype: 'BF16', shape: [c.b, c.sQ, c.hQ, c.dQk], data: bytes(c.q) }],
-      ['kv_cache', { dtype: 'BF16', shape: [c.numBlocks, c.blockSize, c.hKv, c.dQk], data: bytes(c.kvCache) }],
-      ['block_table', { dtype: 'I32', shape: [c.b, c.maxBlocksPerSeq], data: bytes(c.blockTable) }],
-      ['cache_seqlens', { dtype: 'I32', shape: [c.b], data: bytes(c.cacheSeqlens) }],
-    ])));
-    return cli('decode', join(directory, 'in.safetensors'), '-o', join(directory, 'out.safetensors'), '--head-dim-v', '32', '--backend', 'webgpu', ...args);
+  const decode = async (...args: string[]): Promise<Ended> => {
+    await writeFile(join(directory, 'in.safetensors'), writeSafetensors(tensorsOf(c)));
+    return runCli(['decode', join(directory, 'in.safetensors'), '-o', join(directory, 'out.safetensors'), '--head-dim-v', '32', '--backend', 'webgpu', ...args], env);
   };
 
   test.each(['base', 'subgroup'])('%s', async (tier) => {

@@ -1,57 +1,27 @@
 /** The built program, as a user runs it: exit statuses, what it writes where, and what it leaves behind. */
-import { execFile, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, watch } from 'node:fs';
 import { lstat, mkdtemp, readFile, readdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { decode16 } from '../src/bf16.ts';
 import { readSafetensors, writeSafetensors, type SafetensorsDType, type SafetensorsTensor } from '../src/safetensors.ts';
+import { CLI, bytes, checkBuilt, runCli, tensorsOf, type Ended } from './built-cli.ts';
 import { makeCase, type CaseOptions, type DecodeCase } from './cases.ts';
 import { compareDecode } from './compare.ts';
 import { referenceDecode } from './reference.ts';
 
-const CLI = fileURLToPath(new URL('../dist/cli.js', import.meta.url));
-
-interface Ended {
-  readonly status: number | null;
-  readonly signal: string | null;
-  readonly stdout: string;
-  readonly stderr: string;
-}
-
 let directory: string;
 const inside = (name: string): string => join(directory, name);
 
-beforeAll(() => {
-  if (!existsSync(CLI)) throw new Error('dist/cli.js is not there: run npm run build first');
-});
+beforeAll(checkBuilt);
 beforeEach(async () => {
   directory = await mkdtemp(join(tmpdir(), 'flashmla-cli-'));
 });
 afterEach(() => rm(directory, { recursive: true, force: true }));
 
-function cli(...args: string[]): Promise<Ended> {
-  return new Promise((resolve) => {
-    const child = execFile(process.execPath, [CLI, ...args], (_, stdout, stderr) => {
-      resolve({ status: child.exitCode, signal: child.signalCode, stdout, stderr });
-    });
-  });
-}
-
-const bytes = ({ buffer, byteOffset, byteLength }: ArrayBufferView): Uint8Array => new Uint8Array(buffer, byteOffset, byteLength);
-
-/** A case as the tensors of a file, q and kv_cache as `dtype`. */
-function tensorsOf(c: DecodeCase, dtype: SafetensorsDType = c.dtype === 'f16' ? 'F16' : 'BF16'): Map<string, SafetensorsTensor> {
-  const floats = (bits: Uint16Array): Uint8Array => bytes(dtype === 'F32' ? decode16(c.dtype, bits) : bits);
-  return new Map<string, SafetensorsTensor>([
-    ['q', { dtype, shape: [c.b, c.sQ, c.hQ, c.dQk], data: floats(c.q) }],
-    ['kv_cache', { dtype, shape: [c.numBlocks, c.blockSize, c.hKv, c.dQk], data: floats(c.kvCache) }],
-    ['block_table', { dtype: 'I32', shape: [c.b, c.maxBlocksPerSeq], data: bytes(c.blockTable) }],
-    ['cache_seqlens', { dtype: 'I32', shape: [c.b], data: bytes(c.cacheSeqlens) }],
-  ]);
-}
+const cli = (...args: string[]): Promise<Ended> => runCli(args);
 
 const small: CaseOptions = { b: 2, sQ: 2, sK: 100, hQ: 3, dV: 64, rope: 16, blockSize: 16, ragged: true };
 

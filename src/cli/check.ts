@@ -1,6 +1,7 @@
 /** Sampled rows of a benchmark's result against attention in double precision. */
+import { attendRow, type AttendedRow } from '../attend-row.ts';
 import { decode16 } from '../bf16.ts';
-import { LSE_ABSOLUTE, LSE_RELATIVE, OUT_ABSOLUTE, OUT_RELATIVE } from '../bounds.ts';
+import { isNearLse, isNearOut } from '../bounds.ts';
 import { seededRandom } from '../random.ts';
 import type { BenchShape } from './shapes.ts';
 import type { Workload } from './workload.ts';
@@ -42,47 +43,27 @@ export async function checkWorkload(shape: BenchShape, workload: Workload, seed:
   return { ok: fault === undefined, rows: ROWS, ...worst, ...(fault !== undefined && { fault }) };
 }
 
-interface Row {
-  readonly out: Float64Array;
-  readonly lse: number;
-}
-
-function attend(shape: BenchShape, { q, key, dtype }: Workload, i: number, query: number, head: number): Row {
-  const { s_q, h_q, h_kv, d_qk, d_v } = shape;
-  const at = ((i * s_q + query) * h_q + head) * d_qk;
-  const left = decode16(dtype, q.subarray(at, at + d_qk));
+function attend(shape: BenchShape, { q, key, dtype }: Workload, i: number, query: number, head: number): AttendedRow {
+  const { s_q, h_q, h_kv, d_qk: dQk, d_v: dV } = shape;
+  const at = ((i * s_q + query) * h_q + head) * dQk;
+  const left = decode16(dtype, q.subarray(at, at + dQk));
   const length = shape.seqlens[i]!;
   const visible = shape.causal ? Math.max(0, length - s_q + query + 1) : length;
-  const out = new Float64Array(d_v);
-  const right = new Float32Array(d_qk);
   const kv = Math.floor(head / (h_q / h_kv));
-  let highest = -Infinity;
-  let sum = 0;
-  for (let t = 0; t < visible; t++) {
-    decode16(dtype, key(i, t, kv), right);
-    let score = 0;
-    for (let d = 0; d < d_qk; d++) score += left[d]! * right[d]!;
-    score *= d_qk ** -0.5;
-    if (score > highest) {
-      const rescale = Math.exp(highest - score);
-      for (let d = 0; d < d_v; d++) out[d]! *= rescale;
-      sum *= rescale;
-      highest = score;
-    }
-    const p = Math.exp(score - highest);
-    sum += p;
-    for (let d = 0; d < d_v; d++) out[d]! += p * right[d]!;
+  const keys = [new Float32Array(dQk), new Float32Array(dQk)] as const;
+  const row = attendRow({ dQk, dV }, { values: left, at: 0 }, visible, (t) => ({ values: decode16(dtype, key(i, t, kv), keys[t % 2]), at: 0 }));
+  for (;;) {
+    const { done, value } = row.next();
+    if (done) return value;
   }
-  if (visible === 0) return { out, lse: Infinity };
-  return { out: out.map((value) => value / sum), lse: highest + Math.log(sum) };
 }
 
-function compare(out: Float32Array | Int32Array, lse: number, want: Row): { ok: boolean; out: number; lse: number; cosine: number } {
+function compare(out: Float32Array | Int32Array, lse: number, want: AttendedRow): { ok: boolean; out: number; lse: number; cosine: number } {
   let [dot, got2, want2, worst, ok] = [0, 0, 0, 0, true];
   for (let d = 0; d < want.out.length; d++) {
     const [x, y] = [out[d]!, want.out[d]!];
     const difference = Math.abs(x - y);
-    if (!(difference <= OUT_ABSOLUTE || difference <= OUT_RELATIVE * Math.abs(y))) ok = false;
+    if (!isNearOut(x, y)) ok = false;
     worst = Math.max(worst, difference);
     dot += x * y;
     got2 += x * x;
@@ -91,6 +72,6 @@ function compare(out: Float32Array | Int32Array, lse: number, want: Row): { ok: 
   const cosine = got2 + want2 === 0 ? 0 : 1 - (2 * dot) / (got2 + want2);
   const lseDifference = lse === want.lse ? 0 : Math.abs(lse - want.lse);
   if (!(cosine <= COSINE_DISTANCE)) ok = false;
-  if (!(lseDifference <= LSE_ABSOLUTE || lseDifference <= LSE_RELATIVE * Math.abs(want.lse))) ok = false;
+  if (!isNearLse(lse, want.lse)) ok = false;
   return { ok, out: worst, lse: lseDifference, cosine };
 }

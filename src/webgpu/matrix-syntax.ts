@@ -1,4 +1,5 @@
 /** The two syntaxes of subgroup matrices: what shaders begin with, the workgroup arrays that matrices are loaded from, and the newer form in the older one. Pure. */
+
 /** `new`: majorness as a template argument; `old`: column-majorness as a boolean. */
 export type MatrixSyntax = 'new' | 'old';
 

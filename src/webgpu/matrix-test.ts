@@ -1,4 +1,5 @@
 /** Launcher of shaders/matrix_test.wgsl: whether the device does all that the matrix tier does with subgroup matrices, and in which of the two syntaxes. */
+import kernelSource from '../../shaders/decode_matrix.wgsl?raw';
 import testSource from '../../shaders/matrix_test.wgsl?raw';
 import type { GpuContext } from './device.ts';
 import { constants, expand } from './kernel.ts';
@@ -110,15 +111,20 @@ const CHECKS: Readonly<Record<string, Check>> = {
 /** The checks' answers, and a vector of zeros. */
 const RESULT_WORDS = 4 * (ANSWER * Object.keys(CHECKS).length + 1);
 
+/** A function as the kernel has it. */
+function ofKernel(name: string): string {
+  return new RegExp(`^fn ${name}\\([^]*?^}`, 'm').exec(kernelSource)![0];
+}
+
 export function selfTestSource(threads: number, syntax: MatrixSyntax): string {
   const names = Object.keys(CHECKS);
   const values = {
-    ...LAYOUT, THREADS: threads, O_IN_TILE: syntax === 'new', ZEROS_AT: ANSWER * names.length, ...Object.fromEntries(names.map((name, i) => [name, i])),
+    ...LAYOUT, THREADS: threads, IS_BF16: true, POSITIVE_INFINITY: 0x7f800000, O_IN_TILE: syntax === 'new', ZEROS_AT: ANSWER * names.length, ...Object.fromEntries(names.map((name, i) => [name, i])),
   };
   const body = expand(testSource, values);
   return [
     MATRIX_ENABLES, '@group(0) @binding(0) var<storage, read_write> result: array<vec4<f32>>;', constants(values),
-    expand(MATRIX_ARRAYS[syntax], values), syntax === 'old' ? older(body) : body,
+    expand(MATRIX_ARRAYS[syntax], values), ofKernel('halves'), ofKernel('out_of_range'), syntax === 'old' ? older(body) : body,
   ].join('\n');
 }
 

@@ -69,18 +69,20 @@ export class TuneBench {
   readonly #load: TuneLoad;
   readonly #check: TuneLoad;
   readonly #turn: Turn;
+  readonly #numbers: () => TuneData;
   readonly #timer: Timer;
   readonly #owned: Allocation[] = [];
   #ground: Ground | undefined;
   /** The first trial that could be measured; the others' measure. */
   #first: { readonly trial: Trial; readonly ms: number } | undefined;
 
-  constructor(device: TuneDevice, { rows, hKv, dQk, dV, dtype }: ShapeClass, load: TuneLoad, turn: Turn) {
+  constructor(device: TuneDevice, { rows, hKv, dQk, dV, dtype }: ShapeClass, load: TuneLoad, turn: Turn, numbers = (): TuneData => new TuneData(dtype, dQk)) {
     this.#device = device;
     this.#shape = { sQ: 1, hQ: rows * hKv, hKv, dQk, dV, dtype };
     this.#load = load;
     this.#check = checkLoad(load);
     this.#turn = turn;
+    this.#numbers = numbers;
     // Errors of others are others' to hear of.
     this.#timer = new Timer(device.gpu, device.memory, (work) => device.gpu.wait(work));
   }
@@ -91,7 +93,7 @@ export class TuneBench {
 
   /** Takes memory, fills it, and works out what is right. @throws MlaError out-of-memory, limit-exceeded, device-lost */
   async open(): Promise<void> {
-    const { hQ, hKv, dQk, dV, dtype } = this.#shape;
+    const { hQ, hKv, dQk, dV } = this.#shape;
     const b = Math.max(this.#load.cacheSeqlens.length, this.#check.cacheSeqlens.length);
     const kvBytes = this.#load.numBlocks * TUNE_BLOCK * hKv * dQk * 2;
     const kv = await this.#take(kvBytes);
@@ -101,7 +103,7 @@ export class TuneBench {
     // The numbers go over once; the device copies them.
     const numbers = await this.#take(Q_STRETCH.at + Q_STRETCH.bytes);
     const data = await withTurn(this.#turn, async () => {
-      const data = new TuneData(dtype, dQk);
+      const data = this.#numbers();
       this.#device.gpu.device.queue.writeBuffer(numbers, 0, data.bits);
       const refused = await this.#submit((encoder) => {
         for (const [buffer, total, { at, bytes }] of [[kv, kvBytes, KV_STRETCH], [q, qBytes, Q_STRETCH]] as const) {

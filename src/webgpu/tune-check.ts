@@ -2,9 +2,9 @@
  * Whether what a kernel gave while it was tuned is right: which rows are looked at, what they ought to be, and by how much they may differ.
  * A compiler's mistake that has a kernel skip work makes it quick. Pure.
  */
+import { attendRow, type AttendedRow, type Numbers } from '../attend-row.ts';
 import type { DecodeOp } from '../backend.ts';
-import { LSE_ABSOLUTE, LSE_RELATIVE, OUT_ABSOLUTE, OUT_RELATIVE } from '../bounds.ts';
-import { dot } from '../cpu/dot.ts';
+import { isNearLse, isNearOut } from '../bounds.ts';
 import type { TuneData } from './tune-data.ts';
 import { TUNE_BLOCK, type TuneLoad } from './tune-load.ts';
 
@@ -24,11 +24,9 @@ export interface Row {
 }
 
 /** What it ought to be. */
-export interface RightRow extends Row {
+export interface RightRow extends Row, AttendedRow {
   /** Tokens of the sequence. */
   readonly length: number;
-  readonly out: Float64Array;
-  readonly lse: number;
 }
 
 /** Of the rows that are looked at: of the load's first call, and of the one for checking. */
@@ -81,36 +79,16 @@ export function* rightRows(shape: CheckShape, load: TuneLoad, data: TuneData, ro
   return right;
 }
 
-function* rightRow({ hQ, hKv, dQk, dV }: CheckShape, { cacheSeqlens, maxBlocksPerSeq, blockTables }: TuneLoad, data: TuneData, { sequence, head }: Row): Generator<void, RightRow> {
-  const { kv, q } = data;
+function* rightRow(shape: CheckShape, { cacheSeqlens, maxBlocksPerSeq, blockTables }: TuneLoad, data: TuneData, { sequence, head }: Row): Generator<void, RightRow> {
+  const { hQ, hKv, dQk } = shape;
   const length = cacheSeqlens[sequence]!;
-  const qAt = data.qAt((sequence * hQ + head) * dQk);
   const headKv = Math.floor((head * hKv) / hQ);
-  const scale = dQk ** -0.5;
-  const out = new Float64Array(dV);
-  let highest = -Infinity;
-  let sum = 0;
-  // Two tokens at a time: half as many turns over `out`.
-  for (let token = 0; token < length; token += 2) {
+  const key = (token: number): Numbers => {
     const inBlock = token % TUNE_BLOCK;
-    if (inBlock === 0) yield;
     const block = blockTables[0]![sequence * maxBlocksPerSeq + (token - inBlock) / TUNE_BLOCK]!;
-    const row = ((block * TUNE_BLOCK + inBlock) * hKv + headKv) * dQk;
-    const [at0, at1] = [data.kvAt(row), data.kvAt(row + hKv * dQk)];
-    const score0 = dot(q, qAt, kv, at0, dQk) * scale;
-    const score1 = token + 1 < length ? dot(q, qAt, kv, at1, dQk) * scale : -Infinity;
-    const most = Math.max(score0, score1);
-    if (most > highest) {
-      const rescale = Math.exp(highest - most);
-      for (let d = 0; d < dV; d++) out[d]! *= rescale;
-      sum *= rescale;
-      highest = most;
-    }
-    const [p0, p1] = [Math.exp(score0 - highest), Math.exp(score1 - highest)];
-    sum += p0 + p1;
-    for (let d = 0; d < dV; d++) out[d] = out[d]! + p0 * kv[at0 + d]! + p1 * kv[at1 + d]!;
-  }
-  return { sequence, head, length, out: out.map((value) => value / sum), lse: highest + Math.log(sum) };
+    return { values: data.kv, at: data.kvAt(((block * TUNE_BLOCK + inBlock) * hKv + headKv) * dQk) };
+  };
+  return { sequence, head, length, ...(yield* attendRow(shape, { values: data.q, at: data.qAt((sequence * hQ + head) * dQk) }, length, key)) };
 }
 
 /** What is wrong with a row, in words; undefined where nothing is. */
@@ -118,13 +96,7 @@ export function wrongness(right: RightRow, out: Float32Array, lse: number): stri
   const { head, length } = right;
   const short = (value: number): string => `${Number(value.toPrecision(6))}`;
   const say = (what: string, got: number, is: number): string => `${WRONG}: ${what} ${short(got)} where ${short(is)} is right (row ${head} of a sequence of ${length} tokens)`;
-  if (!near(lse, right.lse, LSE_ABSOLUTE, LSE_RELATIVE)) return say('LSE', lse, right.lse);
-  const at = right.out.findIndex((value, d) => !near(out[d]!, value, OUT_ABSOLUTE, OUT_RELATIVE));
+  if (!isNearLse(lse, right.lse)) return say('LSE', lse, right.lse);
+  const at = right.out.findIndex((value, d) => !isNearOut(out[d]!, value));
   return at < 0 ? undefined : say(`out[${at}]`, out[at]!, right.out[at]!);
-}
-
-/** NaN is near nothing. */
-function near(got: number, right: number, absolute: number, relative: number): boolean {
-  const error = Math.abs(got - right);
-  return error <= absolute || error <= relative * Math.abs(right);
 }

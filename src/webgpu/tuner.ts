@@ -12,6 +12,7 @@ import { decodeCandidates, type Candidates, type DecodeConfig, type Segmentation
 import { compileDecode } from './dispatch.ts';
 import { TuneBench, type TuneDevice } from './tune-bench.ts';
 import { WRONG } from './tune-check.ts';
+import { TuneData } from './tune-data.ts';
 import { CALL_MS, PROBE_TOKENS, TUNE_BLOCK, loadCost, nextProbe, tokensWithin, tuneLoad, type TuneLoad } from './tune-load.ts';
 import type { TuneMode } from './tune-mode.ts';
 import { search, slotLadder, type Search } from './tune-search.ts';
@@ -165,9 +166,10 @@ export class Tuner {
     const name = shapeClass(shape);
     const background = kv !== undefined;
     await withTurn(turn, async () => undefined);
-    const load = await this.#load(shape, turn, background);
+    const bench = benches(device, shape, turn);
+    const load = await this.#load(shape, bench, background);
     if (!load) return { shapeClass: name, load: shape.load, source: 'none', trials: [], note: 'no configuration fits this device, or not even one block of such keys' };
-    const { trials, chosen, config, timing } = await this.#withBench(shape, load, turn, async (bench) => ({ ...(await this.#search(shape, bench, background)), timing: bench.timing }));
+    const { trials, chosen, config, timing } = await withBench(bench(load), async (opened) => ({ ...(await this.#search(shape, opened, background)), timing: opened.timing }));
     // Where none is right, what all have in common may be wrong: there is nothing better to serve with.
     if (config) for (const { config: key, refused } of trials) if (refused?.startsWith(WRONG)) this.#options.onWrong?.(key, refused);
     // The caller's cache may be laid out otherwise: its next step must not wait for a compiler.
@@ -185,15 +187,15 @@ export class Tuner {
    * A load that the device gets through in reasonable time, after small calls that grow until one tells how fast it is.
    * @throws MlaError limit-exceeded where the background would keep others waiting
    */
-  async #load(shape: ShapeClass, turn: Turn, background: boolean): Promise<TuneLoad | undefined> {
+  async #load(shape: ShapeClass, bench: (load: TuneLoad) => TuneBench, background: boolean): Promise<TuneLoad | undefined> {
     const { traits, schedule } = this.#options.device;
     const { fits } = this.#candidates(shape);
     for (let tokens = PROBE_TOKENS; ; ) {
       const load = tuneLoad(shape, traits, tokens);
       if (!load || fits.length === 0) return undefined;
-      const ms = await this.#withBench(shape, load, turn, async (bench) => {
+      const ms = await withBench(bench(load), async (opened) => {
         for (const guess of fits) {
-          const found = await bench.probe(guess, schedule.slots);
+          const found = await opened.probe(guess, schedule.slots);
           if (found !== undefined) return found;
         }
         return undefined;
@@ -213,16 +215,6 @@ export class Tuner {
   /** Configurations for the blocks that are tuned with. A call on others takes what fits those. */
   #candidates(shape: ShapeClass): Candidates {
     return decodeCandidates({ ...shape, blockSize: TUNE_BLOCK }, shape.rows, this.#options.device.traits);
-  }
-
-  async #withBench<T>(shape: ShapeClass, load: TuneLoad, turn: Turn, use: (bench: TuneBench) => Promise<T>): Promise<T> {
-    const bench = new TuneBench(this.#options.device, shape, load, turn);
-    try {
-      await bench.open();
-      return await use(bench);
-    } finally {
-      bench.close();
-    }
   }
 
   /** Where, or why nowhere. */
@@ -266,5 +258,20 @@ export class Tuner {
     let done!: () => void;
     this.#batch = new Promise((resolve) => (done = resolve));
     return done;
+  }
+}
+
+/** Makes the benches of a class, which work on the same numbers. */
+function benches(device: TuneDevice, shape: ShapeClass, turn: Turn): (load: TuneLoad) => TuneBench {
+  let data: TuneData | undefined;
+  return (load) => new TuneBench(device, shape, load, turn, () => (data ??= new TuneData(shape.dtype, shape.dQk)));
+}
+
+async function withBench<T>(bench: TuneBench, use: (bench: TuneBench) => Promise<T>): Promise<T> {
+  try {
+    await bench.open();
+    return await use(bench);
+  } finally {
+    bench.close();
   }
 }

@@ -1,16 +1,12 @@
 /** Numbers of bf16 that f16 does not hold, too large and too small: kernels may multiply in f16, results may not show it. */
 import { describe, expect, test } from 'vitest';
-import { encode16 } from '../../src/bf16.ts';
+import { toBf16 } from '../../src/bf16.ts';
 import type { Mla } from '../../src/mla.ts';
-import { makeCase, type CaseOptions, type DecodeCase } from '../cases.ts';
+import { keyAt, makeCase, type CaseOptions, type DecodeCase } from '../cases.ts';
 import { expectRight, oracle, run } from '../check.ts';
 import { compareDecode, type DecodeValues } from '../compare.ts';
 
 const USUAL: CaseOptions = { b: 2, sQ: 2, sK: 0, hQ: 6, hKv: 2, seqlens: [300, 90] };
-
-function bits(value: number): number {
-  return encode16('bf16', Float32Array.of(value), new Uint16Array(1))[0]!;
-}
 
 /** Numbers `columns` of each row of `d_qk` times 2^exponent; zeros stay. */
 function scale(c: DecodeCase, of: 'q' | 'kvCache', exponent: number, [from, to]: readonly [number, number] = [0, c.dQk]): void {
@@ -22,8 +18,8 @@ function scale(c: DecodeCase, of: 'q' | 'kvCache', exponent: number, [from, to]:
 
 /** The key of token `t` of the first sequence, of each KV head. */
 function keys(c: DecodeCase, t: number): Uint16Array {
-  const token = c.blockTable[Math.floor(t / c.blockSize)]! * c.blockSize + (t % c.blockSize);
-  return c.kvCache.subarray(token * c.hKv * c.dQk, (token + 1) * c.hKv * c.dQk);
+  const at = keyAt(c, 0, t, 0, 0);
+  return c.kvCache.subarray(at, at + c.hKv * c.dQk);
 }
 
 /** What is so small that the bound for ordinary numbers says nothing: the same bound, times `factor`. */
@@ -54,13 +50,13 @@ export function range(mla: () => Mla, base: CaseOptions = USUAL, lacks: readonly
     test.each<[number, number, Lack?]>([[1e5, 3], [-3e38, 7, 'small numbers beside 3e38'], [7e4, dV + 8]])('a cached %d at column %i', async (value, column, lack) => {
       const c = makeCase(base);
       for (let row = 0; row < c.q.length; row += c.dQk) c.q[row + column] = 0;
-      keys(c, length - 30)[column] = bits(value);
+      keys(c, length - 30)[column] = toBf16(value);
       expectRightUnless(lack, c, await run(mla(), c));
     });
 
     test('a query of 1e30', async () => {
       const c = makeCase({ ...base, softmaxScale: 1e-3 });
-      c.q[5] = bits(1e30);
+      c.q[5] = toBf16(1e30);
       expectRightUnless('scores past 2^31', c, await run(mla(), c));
     });
 
@@ -83,9 +79,9 @@ export function range(mla: () => Mla, base: CaseOptions = USUAL, lacks: readonly
       const c = makeCase({ ...base, poison: false, seqlens: base.seqlens!.map((n, i) => (i === 0 ? n : 0)) });
       const first = keys(c, 0).slice();
       scale(c, 'kvCache', -exponent);
-      for (let i = dQk - 1; i < first.length; i += c.dQk) first[i] = bits(-100);
+      for (let i = dQk - 1; i < first.length; i += c.dQk) first[i] = toBf16(-100);
       keys(c, 0).set(first);
-      for (let row = 0; row < c.q.length; row += c.dQk) c.q[row + dQk - 1] = bits(30);
+      for (let row = 0; row < c.q.length; row += c.dQk) c.q[row + dQk - 1] = toBf16(30);
       for (let t = 1; t < length; t++) for (let i = dQk - 1; i < first.length; i += c.dQk) keys(c, t)[i] = 0;
       expectSmallRight(c, await run(mla(), c), 2 ** exponent);
     });

@@ -1,17 +1,11 @@
 /** NaN and infinities: those of valid keys and queries must show, where they belong and nowhere else. */
 import { describe, expect, test } from 'vitest';
 import type { Mla } from '../../src/mla.ts';
-import { makeCase, type CaseOptions, type DecodeCase } from '../cases.ts';
+import { keyAt, makeCase, type CaseOptions } from '../cases.ts';
 import { expectRight, oracle, run } from '../check.ts';
 
 const NAN = { bf16: 0x7fc0, f16: 0x7e00 } as const;
 const MINUS_INF = { bf16: 0xff80, f16: 0xfc00 } as const;
-
-/** Where number `d` of token `t`'s key lies in the cache. */
-function keyAt(c: DecodeCase, sequence: number, t: number, head: number, d: number): number {
-  const block = c.blockTable[sequence * c.maxBlocksPerSeq + Math.floor(t / c.blockSize)]!;
-  return ((block * c.blockSize + (t % c.blockSize)) * c.hKv + head) * c.dQk + d;
-}
 
 export function special(mla: () => Mla): void {
   describe('NaN and infinities', () => {
