@@ -63,7 +63,8 @@ export class MlaError extends Error {
     let message = argument === undefined ? summary : `${argument}: ${summary}`;
     if (expected !== undefined) message += `; expected ${expected}`;
     if (got !== undefined) message += `${expected === undefined ? ';' : ','} got ${got}`;
-    if (fix !== undefined) message += `. ${fix}`;
+    // What a driver said may end in a full stop of its own.
+    if (fix !== undefined) message = `${message.replace(/\.$/, '')}. ${fix}`;
     super(message, cause === undefined ? undefined : { cause });
     this.name = 'MlaError';
     this.code = code;
