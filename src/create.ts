@@ -41,3 +41,8 @@ export async function openBackend(candidates: readonly Candidate[], wanted: Back
 export async function createFrom(candidates: readonly Candidate[], wanted: BackendName | 'auto' | undefined): Promise<Mla> {
   return new MlaHost(await openBackend(candidates, wanted));
 }
+
+/** The backend that options ask for: who asks for a kernel tier, or for toggles of Dawn, asks for webgpu, which alone has them. */
+export function wantedBackend({ backend = 'auto', tier, dawn }: { readonly backend?: BackendName | 'auto'; readonly tier?: unknown; readonly dawn?: unknown }): BackendName | 'auto' {
+  return backend === 'auto' && (tier !== undefined || dawn !== undefined) ? 'webgpu' : backend;
+}

@@ -5,7 +5,7 @@
  * `flashmla-web/worker`.
  */
 import type { Backend } from './backend.ts';
-import { createFrom, openBackend, type Candidate } from './create.ts';
+import { createFrom, openBackend, wantedBackend, type Candidate } from './create.ts';
 import { createCpuBackend } from './cpu/backend.ts';
 import type { BackendName, Mla, MlaMetadata, MetadataArgs, ScheduleInfo } from './mla.ts';
 import { getMlaMetadata as schedule } from './schedule.ts';
@@ -30,7 +30,7 @@ export type { MlaErrorCode, MlaErrorData, MlaErrorDetails } from './errors.ts';
 export { decode16, encode16, fromBf16, fromF16, toBf16, toF16 } from './bf16.ts';
 
 export interface CreateOptions extends DeviceOptions {
-  /** 'auto' (default): webgpu where there is an adapter, else cpu; `info.reason` says why. */
+  /** 'auto' (default): webgpu where there is an adapter, else cpu; `info.reason` says why. With a `tier`, webgpu or an error. */
   readonly backend?: BackendName | 'auto';
 }
 
@@ -44,12 +44,12 @@ function candidates(options: CreateOptions): Candidate[] {
 
 /** Makes an instance on the best backend there is, or on the one asked for. @throws MlaError backend-unavailable, invalid-argument */
 export async function createMla(options: CreateOptions = {}): Promise<Mla> {
-  return createFrom(candidates(options), options.backend);
+  return createFrom(candidates(options), wantedBackend(options));
 }
 
 /** What `createMla` makes an instance of; for serving it to another thread. */
 export async function createBackend(options: CreateOptions = {}): Promise<Backend> {
-  return openBackend(candidates(options), options.backend);
+  return openBackend(candidates(options), wantedBackend(options));
 }
 
 /** The tile scheduler for a machine described by `machine` (`mla.info.schedule`). Pure. */

@@ -2,7 +2,7 @@
 import { availableParallelism } from 'node:os';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Backend } from './backend.ts';
-import { createFrom, openBackend, type Candidate } from './create.ts';
+import { createFrom, openBackend, wantedBackend, type Candidate } from './create.ts';
 import { createCpuBackend } from './cpu/backend.ts';
 import { createCudaBackend, type CudaOptions } from './cuda/backend.ts';
 import { MlaError, describe } from './errors.ts';
@@ -16,7 +16,7 @@ export * from './index.ts';
 export { folderSource } from './model/folder-source.ts';
 
 export interface NodeCreateOptions extends CreateOptions, CudaOptions {
-  /** Toggles for Dawn's `create`, such as 'backend=vulkan' or 'enable-dawn-features=...', in place of `DAWN_TOGGLES`. */
+  /** Toggles for Dawn's `create`, such as 'backend=vulkan' or 'enable-dawn-features=...', in place of `DAWN_TOGGLES`; with them 'auto' is webgpu. */
   readonly dawn?: readonly string[];
 }
 
@@ -122,12 +122,12 @@ function candidates(options: NodeCreateOptions): Candidate[] {
 
 /** Makes an instance on the best backend there is, or on the one asked for. @throws MlaError backend-unavailable, missing-dependency, invalid-argument */
 export async function createMla(options: NodeCreateOptions = {}): Promise<Mla> {
-  return createFrom(candidates(options), options.backend);
+  return createFrom(candidates(options), wantedBackend(options));
 }
 
 /** What `createMla` makes an instance of; for serving it to another thread. */
 export async function createBackend(options: NodeCreateOptions = {}): Promise<Backend> {
-  return openBackend(candidates(options), options.backend);
+  return openBackend(candidates(options), wantedBackend(options));
 }
 
 export interface BackendReport {

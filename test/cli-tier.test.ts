@@ -27,7 +27,7 @@ describe('--tier on webgpu', () => {
   const c = makeCase({ b: 2, sQ: 1, sK: 100, hQ: 3, dV: 32, rope: 16, ragged: true });
   const decode = async (...args: string[]): Promise<Ended> => {
     await writeFile(join(directory, 'in.safetensors'), writeSafetensors(tensorsOf(c)));
-    return runCli(['decode', join(directory, 'in.safetensors'), '-o', join(directory, 'out.safetensors'), '--head-dim-v', '32', '--backend', 'webgpu', ...args], env);
+    return runCli(['decode', join(directory, 'in.safetensors'), '-o', join(directory, 'out.safetensors'), '--head-dim-v', '32', ...args], env);
   };
 
   test.each(['base', 'subgroup'])('%s', async (tier) => {

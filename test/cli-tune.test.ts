@@ -43,7 +43,7 @@ describe('tune', () => {
     expect(asked.map(({ numQTokensPerHeadK, dtype, load, again }) => [numQTokensPerHeadK, dtype, load, again])).toEqual(
       [[64, 'bf16'], [4, 'f16'], [8, 'bf16']].flatMap((one) => loads.map((load) => [...one, load, true])),
     );
-    expect(context.choices).toEqual([{ backend: 'auto', tune: 'stored' }]);
+    expect(context.choices).toEqual([{ backend: 'webgpu', tune: 'stored' }]);
     expect(context.err).toBe('');
     for (const load of loads) expect(context.out).toContain(`64 rows, ${load}; device time\n`);
     expect(context.out).toMatch(/^a +132 +4\.000 +1\.00 +2\.00$/m);
@@ -63,7 +63,7 @@ describe('tune', () => {
     const tuneStore = { ...noStore('a test'), forget: async () => (forgotten++ === 0 ? undefined : 'no way') };
     Object.assign(context, { tuneStore });
     expect(await run(['tune', '--no-cache', '--only', '1024'], context)).toBe(0);
-    expect(context.choices).toEqual([{ backend: 'auto', tune: 'off' }]);
+    expect(context.choices).toEqual([{ backend: 'webgpu', tune: 'off' }]);
     expect(await run(['tune', '--forget'], context)).toBe(0);
     expect(await run(['tune', '--forget'], context)).toBe(1);
     expect(context.err).toBe('flashmla-web tune: no way\n');

@@ -17,7 +17,7 @@ export const TUNE_USAGE = `Usage: flashmla-web tune [options]
       --shapes FILE       shapes whose classes to tune, as for bench; a short list when absent
       --only REGEX        only shapes whose name matches
       --json FILE         write what was found as JSON
-      --backend NAME      auto (default), cuda, webgpu or cpu
+      --backend NAME      webgpu (default); others have nothing to choose from, and say so
       --tier NAME         webgpu: kernel tier
       --dawn TOGGLES      webgpu: toggles for Dawn in place of the usual ones, as one argument
       --no-cache          neither read nor write what is remembered
@@ -59,7 +59,8 @@ export async function tune(args: readonly string[], context: Context): Promise<n
   }
   if (options.positionals.length > 0) throw usageError('takes no arguments', 'tune', 'options', options.positionals.join(' '));
   if (options.flag('forget')) return forget(args, context);
-  const choice: MlaChoice = { ...options.mla(), tune: options.flag('no-cache') ? 'off' : 'stored' };
+  const asked = options.mla();
+  const choice: MlaChoice = { ...asked, backend: asked.backend === 'auto' ? 'webgpu' : asked.backend, tune: options.flag('no-cache') ? 'off' : 'stored' };
   const shapes = await readShapes(options.text('shapes'), options.pattern('only'));
   const json = options.text('json');
   await checkOutputs({ '--json': json }, { '--shapes': options.text('shapes') });
