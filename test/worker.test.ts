@@ -4,8 +4,9 @@ import { afterAll, describe, expect, test } from 'vitest';
 import type { Backend } from '../src/backend.ts';
 import { MlaError } from '../src/errors.ts';
 import { createBackend } from '../src/index.ts';
-import type { Mla } from '../src/mla.ts';
+import type { Mla, MlaTensor } from '../src/mla.ts';
 import { connect, serve } from '../src/worker/index.ts';
+import { CONNECT } from '../src/worker/protocol.ts';
 import { few } from './case-lists.ts';
 import { altered } from './altered.ts';
 import { collectGarbage } from './garbage.ts';
@@ -25,18 +26,126 @@ afterAll(() => {
 });
 
 /** The cpu backend behind a channel, with some of its methods replaced. */
-async function connected(methods: (backend: Backend) => Partial<Backend> = () => ({})): Promise<{ mla: Mla; theirs: MessagePort }> {
+async function connected(methods: (backend: Backend) => Partial<Backend> = () => ({})): Promise<{ mla: Mla; ours: MessagePort; theirs: MessagePort }> {
   const { ours, theirs } = channel();
   serve(async () => {
     const backend = await createBackend({ backend: 'cpu' });
     return altered(backend, methods(backend));
   }, theirs);
-  return { mla: await connect(ours), theirs };
+  return { mla: await connect(ours), ours, theirs };
 }
 
 conformance('worker', async () => (await connected()).mla, few);
 
+describe('several instances of one worker', () => {
+  const values = async (tensor: MlaTensor): Promise<number[]> => [...(await tensor.read())];
+
+  test('at once: each has tensors of its own, and the end of one is not the others’', async () => {
+    const { mla: first, ours } = await connected();
+    const second = await connect(ours);
+    const [a, b] = [await first.tensor({ data: Float32Array.of(1, 2, 3), shape: [3] }), await second.tensor({ data: Float32Array.of(7, 8, 9), shape: [3] })];
+    expect([await values(a), await values(b)]).toEqual([[1, 2, 3], [7, 8, 9]]);
+    await second.destroy();
+    expect(await values(a)).toEqual([1, 2, 3]);
+    await expectRefusal(() => b.read(), 'destroyed');
+    await first.destroy();
+  });
+
+  test('one after the other', async () => {
+    const warnings: Error[] = [];
+    const note = (warning: Error): void => void warnings.push(warning);
+    process.on('warning', note);
+    const { ours } = await connected();
+    for (let i = 0; i < 15; i++) {
+      const mla = await connect(ours);
+      expect(await values(await mla.tensor({ data: Float32Array.of(i), shape: [1] }))).toEqual([i]);
+      await mla.destroy();
+    }
+    process.off('warning', note);
+    expect(warnings).toEqual([]);
+  });
+
+  test('after one that was refused, whose remains are collected', async () => {
+    const { ours, theirs } = channel();
+    serve(async (options) => createBackend({ backend: options.backend ?? 'cpu' }), theirs);
+    await expectRefusal(() => connect(ours, { backend: 'webgpu' }), 'backend-unavailable', 'backend');
+    const mla = await connect(ours);
+    for (let i = 0; i < 3; i++) await collectGarbage();
+    const tensor = await mla.tensor({ data: Float32Array.of(5), shape: [1] });
+    expect(await values(tensor)).toEqual([5]);
+    await mla.destroy();
+  });
+
+  test('one that nobody holds any more is freed over there', async () => {
+    let freed = 0;
+    const { ours, theirs } = channel();
+    serve(async () => {
+      const backend = await createBackend({ backend: 'cpu' });
+      return altered(backend, { destroy: async () => void (freed++, await backend.destroy()) });
+    }, theirs);
+    const kept = await connect(ours);
+    await (async () => void (await connect(ours)))();
+    for (let i = 0; i < 100 && freed === 0; i++) await collectGarbage();
+    expect(freed).toBe(1);
+    await kept.destroy();
+    expect(freed).toBe(2);
+  });
+
+  test('one that leaves while it is being made', async () => {
+    let freed = 0;
+    let made!: () => void;
+    const making = new Promise<void>((resolve) => (made = resolve));
+    const { ours, theirs } = channel();
+    serve(async () => {
+      await making;
+      const backend = await createBackend({ backend: 'cpu' });
+      return altered(backend, { destroy: async () => void (freed++, await backend.destroy()) });
+    }, theirs);
+    const { port1, port2 } = new MessageChannel();
+    ours.postMessage({ type: CONNECT, port: port2 }, [port2]);
+    port1.postMessage({ id: 'open', type: 'APPLY', path: ['open'], argumentList: [{ type: 'RAW', value: {} }] });
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    port1.close();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    made();
+    for (let i = 0; i < 100 && freed === 0; i++) await new Promise((resolve) => setTimeout(resolve, 10));
+    expect(freed).toBe(1);
+  });
+});
+
 describe('worker protocol', () => {
+  test('an error over there that nobody caught is not its end', async () => {
+    const { ours, theirs } = channel();
+    serve(() => createBackend({ backend: 'cpu' }), theirs);
+    // As browsers have it: the script goes on.
+    const errors = new EventTarget();
+    const worker = {
+      postMessage: (message: never, moved: never) => ours.postMessage(message, moved),
+      addEventListener: errors.addEventListener.bind(errors), removeEventListener: errors.removeEventListener.bind(errors),
+    };
+    const mla = await connect(worker);
+    errors.dispatchEvent(Object.assign(new Event('error'), { message: 'x is not defined' }));
+    const tensor = await mla.tensor({ data: Float32Array.of(5), shape: [1] });
+    expect([...(await tensor.read())]).toEqual([5]);
+    await mla.destroy();
+
+    const opening = connect(worker);
+    errors.dispatchEvent(Object.assign(new Event('error'), { message: 'x is not defined' }));
+    expect((await expectRefusal(() => opening, 'backend-unavailable', 'worker')).message).toContain('x is not defined');
+  });
+
+  test('options that cannot be posted', async () => {
+    const { ours, theirs } = channel();
+    serve(() => createBackend({ backend: 'cpu' }), theirs);
+    await expectRefusal(() => connect(ours, { gpu: { requestAdapter: () => null } } as never), 'invalid-argument', 'options');
+  });
+
+  test('of a worker that ends by an error the error is told', async () => {
+    const worker = new Worker('setTimeout(() => { throw new Error("out of luck"); }, 20)', { eval: true });
+    const error = await expectRefusal(() => connect(worker), 'backend-unavailable', 'worker');
+    expect(error.message).toContain('out of luck');
+  });
+
   test('moves what is to be transferred and copies the rest', async () => {
     const { mla } = await connected();
     const [moved, copied, part] = [Uint16Array.of(1, 2, 3), Uint16Array.of(4, 5, 6), new Uint16Array(8).fill(7).subarray(2, 5)];
