@@ -15,6 +15,8 @@ export interface TensorSpec {
   readonly id: TensorId;
   readonly dtype: DType;
   readonly shape: readonly number[];
+  /** What its size is called in errors: the argument that it is, or `numBlocks` of a cache. */
+  readonly argument: string;
 }
 
 /** i32 data small enough to travel with a call, or a tensor that already lives on the device. */

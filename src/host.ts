@@ -59,17 +59,17 @@ export class MlaHost implements Mla {
       if (temporary) borrowed.push(tensor);
       return tensor;
     };
-    const output = (given: MlaTensor | undefined, kind: DType, shape: readonly number[]): DeviceTensor => {
+    const output = (given: MlaTensor | undefined, kind: DType, shape: readonly number[], name: string): DeviceTensor => {
       if (given) return given as DeviceTensor;
-      const tensor = this.#create(kind, shape);
+      const tensor = this.#create(kind, shape, name);
       made.push(tensor);
       return tensor;
     };
     try {
       const q = use(args.q, 'q');
       const kvCache = use(args.kvCache, 'kvCache');
-      const out = output(args.out, dtype, [b, sQ, hQ, dV]);
-      const lse = output(args.lse, 'f32', [b, hQ, sQ]);
+      const out = output(args.out, dtype, [b, sQ, hQ, dV], 'out');
+      const lse = output(args.lse, 'f32', [b, hQ, sQ], 'lse');
       // Field by field: V8 makes a slow object of a spread that is added to, and that is felt in a call of microseconds.
       const op: DecodeOp = {
         b, sQ, hQ, hKv, dV, dtype, blockSize, dQk: problem.dQk, q: q.id, kvCache: kvCache.id, out: out.id, lse: lse.id,
@@ -118,7 +118,7 @@ export class MlaHost implements Mla {
   async createKvCache(options: KvCacheOptions): Promise<PagedKvCache> {
     this.#checkAlive();
     const cache = new PagedCache(options, {
-      create: (dtype, shape) => this.#create(dtype, shape),
+      create: (dtype, shape) => this.#create(dtype, shape, 'numBlocks'),
       borrow: (input, name) => {
         this.#checkAlive();
         this.#checkOwner(input, name);
@@ -203,8 +203,8 @@ export class MlaHost implements Mla {
     if (!this.#destroyed) void Promise.resolve(this.#backend.release(tensor.id, discard)).catch(() => undefined);
   };
 
-  #create(dtype: DType, shape: readonly number[], data?: HostData, transfer?: boolean): DeviceTensor {
-    const spec = { id: this.#nextTensor++, dtype, shape: [...shape] };
+  #create(dtype: DType, shape: readonly number[], argument: string, data?: HostData, transfer?: boolean): DeviceTensor {
+    const spec = { id: this.#nextTensor++, dtype, shape: [...shape], argument };
     // The host's copy first: with `transfer` the array may be gone afterwards.
     const host = isIndex(spec) && data ? (data as Int32Array).slice() : undefined;
     const ready = Promise.resolve(this.#backend.create(spec, data, transfer));
@@ -222,12 +222,12 @@ export class MlaHost implements Mla {
       if (!this.#backend.adopt) {
         throw new MlaError('invalid-argument', `backend ${this.info.backend} takes no GPUBuffer`, { argument, expected: 'webgpu in the same thread', got: this.info.backend });
       }
-      const spec = { id: this.#nextTensor++, dtype, shape: [...shape] };
+      const spec = { id: this.#nextTensor++, dtype, shape: [...shape], argument };
       this.#backend.adopt(spec, input.gpuBuffer);
       return { tensor: new DeviceTensor(this.#backend, spec, { onDestroy: this.#onTensorDestroy }), temporary: true };
     }
     const { data, transfer } = input as HostTensor;
-    return { tensor: this.#create(dtype, shape, data, transfer), temporary: true };
+    return { tensor: this.#create(dtype, shape, argument, data, transfer), temporary: true };
   }
 }
 

@@ -193,7 +193,7 @@ describe('pools over several bindings', () => {
   const blockBytes = 64 * 576 * 2;
 
   test('one binding where one will do', () => {
-    expect(segmentPool(Math.floor(defaults.maxStorageBufferBindingSize / blockBytes), blockBytes, defaults).segments).toBe(1);
+    expect(segmentPool(Math.floor(defaults.maxStorageBufferBindingSize / blockBytes), blockBytes, defaults, 'numBlocks').segments).toBe(1);
   });
 
   test('every block has a place in a binding that fits', () => {
@@ -201,7 +201,7 @@ describe('pools over several bindings', () => {
       fc.property(fc.integer({ min: 1, max: 5460 }), fc.constantFrom(16, 64, 128), (numBlocks, blockSize) => {
         const bytes = blockSize * 576 * 2;
         fc.pre(numBlocks <= Math.floor(defaults.maxStorageBufferBindingSize / bytes) * (8 - DECODE_BINDINGS));
-        const { segments, blocksPerSegment } = segmentPool(numBlocks, bytes, defaults);
+        const { segments, blocksPerSegment } = segmentPool(numBlocks, bytes, defaults, 'numBlocks');
         expect(Math.floor((numBlocks - 1) / blocksPerSegment)).toBe(segments - 1);
         if (segments > 1) expect(blocksPerSegment * bytes).toBeLessThanOrEqual(defaults.maxStorageBufferBindingSize);
         expect(segments + DECODE_BINDINGS).toBeLessThanOrEqual(8);
@@ -212,7 +212,7 @@ describe('pools over several bindings', () => {
   test('beyond that the error names the limit and the largest pool, which is possible', () => {
     let refused: unknown;
     try {
-      segmentPool(1_000_000, blockBytes, defaults);
+      segmentPool(1_000_000, blockBytes, defaults, 'numBlocks');
     } catch (error) {
       refused = error;
     }
@@ -220,7 +220,7 @@ describe('pools over several bindings', () => {
     expect(refused).toMatchObject({ code: 'limit-exceeded', argument: 'numBlocks', got: '1000000' });
     expect(refused.message).toContain('maxStorageBufferBindingSize');
     const most = Number(/at most (\d+) blocks/.exec(refused.expected!)![1]);
-    expect(segmentPool(most, blockBytes, defaults).segments).toBe(8 - DECODE_BINDINGS);
-    expect(() => segmentPool(most + 1, blockBytes, defaults)).toThrow(MlaError);
+    expect(segmentPool(most, blockBytes, defaults, 'numBlocks').segments).toBe(8 - DECODE_BINDINGS);
+    expect(() => segmentPool(most + 1, blockBytes, defaults, 'numBlocks')).toThrow(MlaError);
   });
 });

@@ -12,6 +12,7 @@ import { decodeCandidates, scheduleInfo } from '../src/webgpu/config.ts';
 import { GpuContext } from '../src/webgpu/device.ts';
 import { KernelCache } from '../src/webgpu/kernel.ts';
 import { DeviceMemory } from '../src/webgpu/memory.ts';
+import { allocate } from '../src/webgpu/storage.ts';
 import { TuneBench } from '../src/webgpu/tune-bench.ts';
 import { tuneLoad } from '../src/webgpu/tune-load.ts';
 import { altered } from './altered.ts';
@@ -63,6 +64,13 @@ describe.each(['our own', 'the caller’s'])('out of memory, on %s device', (who
   test.each(['plan', 'partials', 'bf16 [2, 2, 16, 48]', 'bf16 [2, 2, 16, 32]', 'f32 [2, 16, 2]'])('%s of a decode call', async (label) => {
     const made = await instance(label);
     await refused(made, () => made.mla.flashMlaWithKvCache(decodeArgs(c)));
+    if (label === 'plan' || label === 'partials') {
+      // Others find memory that lies idle.
+      const held = (await made.mla.memory()).bytes;
+      made.scarcity.label = label;
+      await refused(made, () => made.mla.flashMlaWithKvCache(decodeArgs(c)));
+      expect((await made.mla.memory()).bytes, 'what was refused is not counted').toBe(held);
+    }
     expectRight(c, await run(made.mla, c));
     await made.mla.finished();
   });
@@ -72,6 +80,10 @@ describe.each(['our own', 'the caller’s'])('out of memory, on %s device', (who
     const blockTable = await made.mla.tensor({ data: c.blockTable, shape: [c.b, c.maxBlocksPerSeq], dtype: 'i32' });
     const args: DecodeArgs = { ...decodeArgs(c), blockTable };
     await refused(made, () => made.mla.flashMlaWithKvCache(args));
+    const held = (await made.mla.memory()).bytes;
+    made.scarcity.label = 'plan';
+    await refused(made, () => made.mla.flashMlaWithKvCache(args));
+    expect((await made.mla.memory()).bytes).toBe(held);
     expectRight(c, await take(await made.mla.flashMlaWithKvCache(args)));
   });
 
@@ -108,6 +120,17 @@ describe.each(['our own', 'the caller’s'])('out of memory, on %s device', (who
 });
 
 describe('more than a binding', () => {
+  test.each([
+    ['q', [512, 8, 128, 576], /^at most \d+ B$/], ['out', [512, 8, 128, 512], /^at most \d+ B$/], ['tensor', [512, 8, 128, 576], /blocks of \d+ B/], ['lse', [65536, 128, 16], /^at most \d+ B$/],
+  ] as const)('%s %j: the error has its name, and how large it may be', async (argument, shape, expected) => {
+    const { device } = await callersDevice();
+    const gpu = new GpuContext(device, false, undefined);
+    const memory = new DeviceMemory(gpu, () => undefined);
+    const error = await expectRefusal(async () => allocate({ id: 1, dtype: argument === 'lse' ? 'f32' : 'bf16', shape, argument }, memory, gpu.limits), 'limit-exceeded', argument);
+    expect(error.expected).toMatch(expected);
+    expect(memory.stats().allocated).toBe(0);
+  });
+
   test('a q: its rows are in one', async () => {
     const mla = await createMla({ backend: 'webgpu', gpu: await softwareGpu(), limits: 'default', tune: 'off' });
     ends.push(() => mla.destroy());

@@ -62,6 +62,27 @@ test('wall time: after a wait that failed, when a measurement begins', async () 
   expect(await timer.end()).toMatchObject({ source: 'wall' });
 });
 
+test('an instance that is destroyed while its first measurement begins leaves nothing on the caller’s device', async () => {
+  const adapter = (await (await softwareGpu()).requestAdapter())!;
+  const device = await adapter.requestDevice({ requiredFeatures: ['timestamp-query'] });
+  opened.push(device);
+  let alive = 0;
+  let destroyed: Promise<void> | undefined;
+  const counted = <T extends { destroy(): undefined }>(made: T): T => {
+    // Both are there, and the device has not said yes.
+    if (++alive === 2) queueMicrotask(() => (destroyed = mla.destroy()));
+    return altered(made, { destroy: () => void (alive--, made.destroy()) } as Partial<T>);
+  };
+  const watched = altered(device, {
+    createQuerySet: (descriptor: GPUQuerySetDescriptor) => counted(device.createQuerySet(descriptor)),
+    createBuffer: (descriptor: GPUBufferDescriptor) => (descriptor.label === 'timer' ? counted(device.createBuffer(descriptor)) : device.createBuffer(descriptor)),
+  });
+  const mla = await createMla({ backend: 'webgpu', device: watched, tune: 'off' });
+  await expectRefusal(() => mla.time(async () => undefined), 'destroyed');
+  await destroyed;
+  expect(alive).toBe(0);
+});
+
 describe('no memory for timestamps', () => {
   const c = makeCase({ b: 2, sQ: 1, sK: 100, hQ: 4, dV: 32, rope: 16 });
   const open = async (scarcity: Scarcity, tune: 'auto' | 'off'): ReturnType<typeof createMla> => {

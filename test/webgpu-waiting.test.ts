@@ -73,3 +73,35 @@ test.each(['work that fails', 'a device that is lost'])('%s ends the rests', asy
   await turn();
   expect(rest.mock.calls.length).toBe(after);
 });
+
+test('work that is over as its device is lost has not been done', async () => {
+  const [work, lost] = [outcome<string>(), outcome<object>()];
+  const gpu = context('NVIDIA H200', turn, lost.promise);
+  const waiting = Promise.allSettled([gpu.wait(work.promise), gpu.settle(work.promise)]);
+  // In one turn, the loss last: as browsers may.
+  work.resolve('done');
+  lost.resolve({ reason: 'unknown', message: 'gone' });
+  for (const each of await waiting) expect(each).toMatchObject({ status: 'rejected', reason: { name: 'MlaError', code: 'device-lost' } });
+});
+
+test.each(['wait', 'settle'] as const)('%s: a device that is lost rejects its work before it says so', async (how) => {
+  const [work, lost] = [outcome<never>(), outcome<object>()];
+  const waiting = context('NVIDIA H200', turn, lost.promise)[how](work.promise);
+  work.reject(new DOMException('Device is lost', 'OperationError'));
+  setTimeout(() => lost.resolve({ reason: 'unknown', message: 'gone' }), 5);
+  await expect(waiting).rejects.toMatchObject({ name: 'MlaError', code: 'device-lost' });
+});
+
+test.each(['wait', 'settle'] as const)('%s: a refusal without a loss is an error with its cause', async (how) => {
+  const cause = new DOMException('no', 'OperationError');
+  await expect(context('NVIDIA H200', turn)[how](Promise.reject(cause))).rejects.toMatchObject({ name: 'MlaError', code: 'internal', cause });
+});
+
+test.each(['null', 'a rejection'])('an error scope of a lost device, which answers with %s, tells of the loss', async (answer) => {
+  const device = {
+    features: new Set(), limits: {}, lost: Promise.resolve({ reason: 'unknown', message: 'gone' }),
+    pushErrorScope: () => undefined, popErrorScope: async () => (answer === 'null' ? null : Promise.reject(new Error('lost'))),
+  } as unknown as GPUDevice;
+  const gpu = new GpuContext(device, false, {} as GPUAdapterInfo);
+  expect(await gpu.watch('trying', () => undefined).fault).toMatchObject({ name: 'MlaError', code: 'device-lost' });
+});

@@ -39,7 +39,7 @@ class CpuBackend implements Backend {
       memory = spec.dtype === 'f32' ? new Float32Array(count) : spec.dtype === 'i32' ? new Int32Array(count) : new Uint16Array(count);
     } catch (cause) {
       throw new MlaError('out-of-memory', 'this process has no room for the tensor', {
-        argument: spec.shape.length === 4 ? 'numBlocks' : 'shape', expected: 'fewer elements', got: `${count} elements`, cause,
+        argument: spec.argument, expected: 'fewer elements', got: `${count} elements`, cause,
       });
     }
     if (data instanceof Float32Array && memory instanceof Uint16Array) encode16(spec.dtype as 'bf16' | 'f16', data, memory);

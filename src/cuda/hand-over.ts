@@ -167,7 +167,7 @@ export class HandOver implements Backend {
     const dQk = dV + rope;
     const rows = new Uint16Array(tokens * dQk);
     appendLatent({ ...op, kvCache: ROWS, slots: Int32Array.from({ length: tokens }, (_, t) => t) }, new Tensors((id) => (id === ROWS ? rows : this.#memory(id))));
-    await this.#native.create({ id: ROWS, dtype: 'bf16', shape: [tokens, 1, dQk] }, rows);
+    await this.#native.create({ id: ROWS, dtype: 'bf16', shape: [tokens, 1, dQk], argument: 'latent' }, rows);
     try {
       await this.#native.append({ kvCache, latent: ROWS, rope: undefined, slots, tokens, dtype: 'bf16', hKv: 1, dQk, dV, blockSize });
     } finally {

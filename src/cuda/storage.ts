@@ -16,10 +16,10 @@ export interface Storage {
 export function allocate(spec: TensorSpec, memory: DeviceMemory, context: CudaContext, data: HostData | undefined): Storage {
   const byteLength = elementCount(spec.shape) * elementBytes(spec.dtype);
   const rows = spec.shape[0] ?? 1;
-  const isCache = spec.shape.length === 4 && elementBytes(spec.dtype) === 2;
+  const isCache = spec.argument === 'numBlocks' || spec.argument === 'kvCache';
   const blockBytes = byteLength / rows;
   const allocation = memory.take(byteLength, `${spec.dtype} ${shapeText(spec.shape)}`, isCache
-    ? { argument: 'numBlocks', expected: `at most ${Math.floor(context.device.memoryBytes / blockBytes)} blocks of ${blockBytes} B`, got: String(rows) }
-    : {});
+    ? { argument: spec.argument, expected: `at most ${Math.floor(context.device.memoryBytes / blockBytes)} blocks of ${blockBytes} B`, got: String(rows) }
+    : { argument: spec.argument });
   return { spec, byteLength, allocation, host: spec.dtype === 'i32' && data ? (data as Int32Array).slice() : undefined };
 }

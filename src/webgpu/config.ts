@@ -233,14 +233,14 @@ export const ONE_SEGMENT = 0x7fffffff;
  * Spreads a pool of blocks over as many bindings as it needs.
  * @throws MlaError limit-exceeded, naming the limit and the largest pool
  */
-export function segmentPool(numBlocks: number, blockBytes: number, limits: KernelLimits): Segmentation {
+export function segmentPool(numBlocks: number, blockBytes: number, limits: KernelLimits, argument: string): Segmentation {
   const bytes = bindingBytes(limits);
   const perSegment = Math.floor(bytes / blockBytes);
   const most = limits.maxStorageBuffersPerShaderStage - DECODE_BINDINGS;
   const largest = perSegment * most;
   if (numBlocks > largest) {
     throw new MlaError('limit-exceeded', 'pool too large for this device', {
-      argument: 'numBlocks',
+      argument,
       expected: `at most ${largest} blocks of ${blockBytes} B (${most} bindings of maxStorageBufferBindingSize = ${bytes} B)`,
       got: String(numBlocks),
       fix: limits.maxStorageBuffersPerShaderStage <= 8 ? 'Ask for a device with more than the default limits' : 'Use several caches',

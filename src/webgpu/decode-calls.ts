@@ -178,7 +178,9 @@ export class DecodeCalls {
     }
     const plan = this.#upload(makePlan(op, this.#tensor(op.blockTable).host!, anyOrder), submission);
     void plan.allocation.fault.then((refused) => {
-      if (refused && this.#plans.get(key) === plan) this.#plans.delete(key);
+      if (!refused || this.#plans.get(key) !== plan) return;
+      this.#plans.delete(key);
+      this.#machine.memory.discard(plan.allocation);
     });
     if (this.#plans.size >= PLANS_KEPT) {
       const [oldest, { allocation }] = this.#plans.entries().next().value!;
@@ -211,7 +213,9 @@ export class DecodeCalls {
       if (this.#partials) submission.discard(this.#partials);
       this.#partials = larger;
       void larger.fault.then((refused) => {
-        if (refused && this.#partials === larger) this.#partials = undefined;
+        if (!refused || this.#partials !== larger) return;
+        this.#partials = undefined;
+        this.#machine.memory.discard(larger);
       });
     }
     submission.use([this.#partials]);

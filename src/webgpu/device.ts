@@ -15,7 +15,7 @@ export interface DeviceOptions {
   /** The caller's device. It is used as it is and never destroyed. */
   readonly device?: GPUDevice;
   readonly powerPreference?: GPUPowerPreference;
-  /** Kernel tier to use; the best that works here when absent. */
+  /** Kernel tier to use, or an error where it does not work; the best that works here when absent. */
   readonly tier?: Tier;
   /** 'adapter' (default) asks for all that the adapter has; 'default' keeps to WebGPU's defaults, as a page must that cannot choose. */
   readonly limits?: 'adapter' | 'default';
@@ -33,6 +33,9 @@ const LIMITS = [
 
 /** Asked for where the adapter has them. */
 const FEATURES: readonly string[] = ['timestamp-query', 'subgroups', 'shader-f16', 'chromium-experimental-subgroup-matrix'];
+
+/** So long, milliseconds, a loss may stay unsaid after what it has cost. */
+const LOSS_MS = 100;
 
 /** What adapters say of subgroups, where they say it: newer than the type declarations. */
 type SubgroupInfo = Partial<Record<'subgroupMinSize' | 'subgroupMaxSize', number>> & { readonly subgroupMatrixConfigs?: Iterable<MatrixConfig> };
@@ -93,6 +96,10 @@ export class GpuContext {
     }
   }
 
+  get #lost(): MlaError | undefined {
+    return this.#error?.code === 'device-lost' ? this.#error : undefined;
+  }
+
   /** Lost or destroyed. */
   get gone(): boolean {
     return this.#error !== undefined;
@@ -115,9 +122,24 @@ export class GpuContext {
     return stray;
   }
 
-  /** Waits for `work` of the device. @throws MlaError device-lost, or as `work` rejects */
+  /** Waits for `work` of the device. @throws MlaError device-lost, destroyed; internal where the device refuses it */
   async wait<T>(work: Promise<T>): Promise<T> {
-    const outcome = this.#owed.wait(work);
+    try {
+      const value = await this.#rested(this.#owed.wait(work));
+      // Some work of a lost device is over without having been done.
+      if (this.#lost) throw this.#lost;
+      return value;
+    } catch (error) {
+      if (error instanceof MlaError) throw error;
+      // A lost device rejects its promises shortly before it says that it is lost.
+      await this.#owed.wait(new Promise((resolve) => setTimeout(resolve, LOSS_MS)));
+      this.check();
+      throw new MlaError('internal', `the device refused: ${(error as Error).message}`, { cause: error });
+    }
+  }
+
+  /** As `outcome`; this thread rests meanwhile where there is reason to. */
+  async #rested<T>(outcome: Promise<T>): Promise<T> {
     if (this.#rest) {
       let pending = true;
       const end = (): void => {
@@ -132,18 +154,10 @@ export class GpuContext {
 
   /** As `wait`, and tells of what was noted. @throws MlaError device-lost, or what the device said since the last time */
   async settle<T>(work: Promise<T>): Promise<T> {
-    try {
-      const value = await this.wait(work);
-      const stray = this.noted();
-      if (stray) throw stray;
-      return value;
-    } catch (error) {
-      if (error instanceof MlaError) throw error;
-      // A lost device rejects its promises shortly before it says that it is lost.
-      await this.#owed.wait(new Promise((resolve) => setTimeout(resolve, 100)));
-      this.check();
-      throw new MlaError('internal', `the device refused: ${(error as Error).message}`, { cause: error });
-    }
+    const value = await this.wait(work);
+    const stray = this.noted();
+    if (stray) throw stray;
+    return value;
   }
 
   /** Error scopes around what follows, in this turn: until the function returned is called, whose promise says what the device had to say of it. */
@@ -156,9 +170,10 @@ export class GpuContext {
       Promise.all([device.popErrorScope(), device.popErrorScope(), device.popErrorScope()]).then(
         (errors) => {
           const error = errors.find((e) => e !== null);
-          return error ? gpuError(error, what) : undefined;
+          // A device that is gone has nothing to say of it.
+          return error ? gpuError(error, what) : this.#lost;
         },
-        () => this.#error, // The device is gone: whoever waits sees that.
+        () => this.#error,
       );
   }
 

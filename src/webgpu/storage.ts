@@ -24,9 +24,13 @@ export function allocate(spec: TensorSpec, memory: DeviceMemory, limits: KernelL
   const rowBytes = byteLength / rows;
   const label = `${spec.dtype} ${shapeText(spec.shape)}`;
   const most = bindingBytes(limits);
-  const isCache = spec.shape.length === 4 && elementBytes(spec.dtype) === 2;
+  // Only a cache may lie in several bindings. A tensor may become one.
+  const mayBeCache = spec.shape.length === 4 && elementBytes(spec.dtype) === 2 && spec.argument !== 'q' && spec.argument !== 'out';
+  if (byteLength > most && !mayBeCache) {
+    throw new MlaError('limit-exceeded', `${label} is larger than one binding of this device`, { argument: spec.argument, expected: `at most ${most} B`, got: `${byteLength} B`, fix: 'Use smaller batches' });
+  }
   const { segments, blocksPerSegment }: Segmentation =
-    byteLength > most && isCache ? segmentPool(rows, rowBytes, limits) : { segments: 1, blocksPerSegment: ONE_SEGMENT };
+    byteLength > most ? segmentPool(rows, rowBytes, limits, spec.argument) : { segments: 1, blocksPerSegment: ONE_SEGMENT };
   const allocations: Allocation[] = [];
   try {
     for (let i = 0; i < segments; i++) {

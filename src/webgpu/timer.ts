@@ -13,6 +13,7 @@ export class Timer {
   #resolve: GPUBuffer | undefined;
   #passes = -1; // negative: not measuring
   #start = 0;
+  #destroyed = false;
 
   /** @param wait how to wait for the device; telling of errors noted since the last wait when absent */
   constructor(gpu: GpuContext, memory: DeviceMemory, wait = <T>(work: Promise<T>): Promise<T> => gpu.settle(work)) {
@@ -48,7 +49,7 @@ export class Timer {
       queries: device.createQuerySet({ label: 'timer', type: 'timestamp', count: 2 * PASSES }),
       resolve: device.createBuffer({ label: 'timer', size: 16 * PASSES, usage: 0x200 | 0x04 /* QUERY_RESOLVE | COPY_SRC */ }),
     }));
-    const refused = await fault;
+    const refused = (await fault) ?? (this.#destroyed ? new MlaError('destroyed', 'the timer was destroyed') : undefined);
     if (refused) {
       queries.destroy();
       resolve.destroy();
@@ -104,6 +105,7 @@ export class Timer {
   }
 
   destroy(): void {
+    this.#destroyed = true;
     this.#queries?.destroy();
     this.#resolve?.destroy();
   }
