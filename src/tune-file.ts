@@ -1,10 +1,10 @@
 /** Tuning remembered in Node: one JSON file in the user's cache directory. */
 import { randomBytes } from 'node:crypto';
-import { mkdir, readFile, rename, rm, unlink, writeFile } from 'node:fs/promises';
+import { mkdir, open, readFile, rename, rm, stat, unlink, writeFile } from 'node:fs/promises';
 import { homedir, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import type { TuneChoice } from './mla.ts';
-import { STORE_FORMAT, readChoice, type TuneStore } from './tune-store.ts';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { STORE_FORMAT, readRemembered, type Remembered, type TuneStore } from './tune-store.ts';
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -26,6 +26,12 @@ function homeDirectory(): string {
   }
 }
 
+/** Another process writes in a millisecond or two. */
+const LOCK_POLL_MS = 5;
+const LOCK_POLLS = 400;
+/** Whoever has locked it for so long has ended without a word. */
+const LOCK_STALE_MS = 10_000;
+
 /** Writes of this process to one file, one after the other: each reads what the one before wrote. */
 const writing = new Map<string, Promise<unknown>>();
 
@@ -37,29 +43,62 @@ export function fileStore(file: string = join(cacheDirectory(), 'tune.json')): T
   };
   return {
     place: file,
-    load: () => read(file),
-    save: (key, choice) => inTurn(async () => write(file, new Map(await read(file)).set(key, choice))),
+    load: () => read(file).catch(() => new Map()),
+    save: (key, choice) => inTurn(() => locked(file, async () => write(file, new Map(await read(file)).set(key, choice)))),
     forget: () => inTurn(() => rm(file, { force: true })),
   };
 }
 
-/** What is there and understood. A file that is damaged, of another format or somebody else's counts as none, and the next write replaces it. */
-async function read(file: string): Promise<Map<string, TuneChoice>> {
-  const entries = new Map<string, TuneChoice>();
+/**
+ * What is there and understood. A file that is damaged, of an older format or somebody else's counts as none, and the next write replaces it.
+ * @throws Error where it cannot be read, or is of a format to come: that is not to be written over
+ */
+async function read(file: string): Promise<Map<string, Remembered>> {
+  const entries = new Map<string, Remembered>();
+  const text = await readFile(file, 'utf8').catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return '';
+    throw error;
+  });
+  let content: unknown;
   try {
-    const { format, choices } = JSON.parse(await readFile(file, 'utf8')) as { format?: unknown; choices?: unknown };
-    if (format !== STORE_FORMAT || typeof choices !== 'object' || choices === null || Array.isArray(choices)) return entries;
-    for (const [key, value] of Object.entries(choices)) {
-      const choice = readChoice(value);
-      if (choice) entries.set(key, choice);
-    }
-  } catch { /* Nothing that can be read. */ }
+    content = JSON.parse(text);
+  } catch {
+    return entries;
+  }
+  const { format, choices } = (content ?? {}) as { format?: unknown; choices?: unknown };
+  if (typeof format === 'number' && format > STORE_FORMAT) throw new Error('written by a newer version');
+  if (format !== STORE_FORMAT || typeof choices !== 'object' || choices === null || Array.isArray(choices)) return entries;
+  for (const [key, value] of Object.entries(choices)) {
+    const remembered = readRemembered(value);
+    if (remembered) entries.set(key, remembered);
+  }
   return entries;
 }
 
-/** Whole or not at all: other processes read and write it too. */
-async function write(file: string, entries: ReadonlyMap<string, TuneChoice>): Promise<void> {
+/** Does `work` while no other process writes. */
+async function locked(file: string, work: () => Promise<void>): Promise<void> {
   await mkdir(dirname(file), { recursive: true });
+  const lock = `${file}.lock`;
+  for (let polls = 0; ; polls++, await sleep(LOCK_POLL_MS)) {
+    try {
+      await (await open(lock, 'wx')).close();
+      break;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+      const since = (await stat(lock).catch(() => undefined))?.mtimeMs ?? Date.now();
+      if (Date.now() - since > LOCK_STALE_MS) await rm(lock, { force: true });
+      else if (polls >= LOCK_POLLS) throw new Error(`${lock} is another process's, and stays`);
+    }
+  }
+  try {
+    await work();
+  } finally {
+    await rm(lock, { force: true });
+  }
+}
+
+/** Whole or not at all: other processes read it too. */
+async function write(file: string, entries: ReadonlyMap<string, Remembered>): Promise<void> {
   const temporary = `${file}.${process.pid}-${randomBytes(4).toString('hex')}.tmp`;
   try {
     await writeFile(temporary, `${JSON.stringify({ format: STORE_FORMAT, choices: Object.fromEntries(entries) }, null, 1)}\n`);

@@ -1,23 +1,24 @@
 /** Tuning remembered in a browser, on a page or in a worker: one object store of IndexedDB. */
-import type { TuneChoice } from './mla.ts';
-import { STORE_FORMAT, noStore, readChoice, type TuneStore } from './tune-store.ts';
+import { STORE_FORMAT, noStore, readRemembered, type Remembered, type TuneStore } from './tune-store.ts';
 
 const DATABASE = 'flashmla-web';
 const STORE = 'tune';
 /** A database that another page blocks, or a browser that answers never, must not keep anyone waiting. */
 const PATIENCE_MS = 1000;
+/** Nobody waits for what is written, but who has waited for a measurement. */
+const WRITE_PATIENCE = 10;
 
 export function indexedDbStore(factory: IDBFactory | undefined = reachable(), patience: number = PATIENCE_MS): TuneStore {
   if (!factory) return noStore('no IndexedDB here');
-  const request = <T>(mode: IDBTransactionMode, make: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> => within(patience, run(factory, mode, make));
+  const request = <T>(mode: IDBTransactionMode, make: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> => within(mode === 'readonly' ? patience : patience * WRITE_PATIENCE, run(factory, mode, make));
   const outcome = (work: Promise<unknown>): Promise<string | undefined> => work.then(() => undefined, (error: unknown) => `IndexedDB: ${(error as Error).message}`);
   return {
     place: `IndexedDB ${DATABASE}`,
     load: async () => {
-      const entries = new Map<string, TuneChoice>();
+      const entries = new Map<string, Remembered>();
       const found: readonly unknown[] = await request('readonly', (store) => store.getAll()).catch(() => []);
       for (const value of found) {
-        const choice = readChoice(value);
+        const choice = readRemembered(value);
         const key = (value as { key?: unknown } | null | undefined)?.key;
         if (choice && typeof key === 'string') entries.set(key, choice);
       }
@@ -46,7 +47,13 @@ async function run<T>(factory: IDBFactory, mode: IDBTransactionMode, make: (stor
   };
   const database = await settled(opening);
   try {
-    return await settled(make(database.transaction(STORE, mode).objectStore(STORE)));
+    const transaction = database.transaction(STORE, mode);
+    const done = committed(transaction);
+    done.catch(() => undefined);
+    const result = await settled(make(transaction.objectStore(STORE)));
+    // A disk that is full may say so only now.
+    await done;
+    return result;
   } finally {
     database.close();
   }
@@ -56,6 +63,13 @@ function settled<T>(request: IDBRequest<T>): Promise<T> {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error ?? new Error('refused'));
+  });
+}
+
+function committed(transaction: IDBTransaction): Promise<void> {
+  return new Promise((resolve, reject) => {
+    transaction.oncomplete = () => resolve();
+    transaction.onabort = () => reject(transaction.error ?? new Error('aborted'));
   });
 }
 

@@ -4,13 +4,18 @@ import type { TuneChoice } from './mla.ts';
 /** Raised when choices come to hold, or their keys to name, something else. What is stored in another format counts as not remembered. */
 export const STORE_FORMAT = 2;
 
+/** What is kept of a class: the choice, and the configurations whose results were wrong, with what was wrong of them. */
+export interface Remembered extends TuneChoice {
+  readonly wrong?: Readonly<Record<string, string>>;
+}
+
 export interface TuneStore {
   /** Where, in words. */
   readonly place: string;
   /** All that is remembered, by key; empty when nothing can be read. Never rejects. */
-  load(): Promise<ReadonlyMap<string, TuneChoice>>;
+  load(): Promise<ReadonlyMap<string, Remembered>>;
   /** Resolves to why it could not be remembered, undefined when it was. Never rejects. */
-  save(key: string, choice: TuneChoice): Promise<string | undefined>;
+  save(key: string, choice: Remembered): Promise<string | undefined>;
   /** Forgets everything. Resolves to why not, undefined when done. Never rejects. */
   forget(): Promise<string | undefined>;
 }
@@ -20,13 +25,19 @@ export function noStore(why: string): TuneStore {
   return { place: `nowhere: ${why}`, load: async () => new Map(), save: async () => why, forget: async () => undefined };
 }
 
-/** `value` when it is a choice as this version writes them: what is stored may be anybody's. */
-export function readChoice(value: unknown): TuneChoice | undefined {
-  if (typeof value !== 'object' || value === null) return undefined;
-  const { config, slots, ms } = value as Readonly<Record<string, unknown>>;
+/** `value` when it is what this version writes: what is stored may be anybody's. */
+export function readRemembered(value: unknown): Remembered | undefined {
+  if (!isRecord(value)) return undefined;
+  const { config, slots, ms, wrong } = value;
   if (typeof config !== 'string' || !Number.isSafeInteger(slots) || (slots as number) < 1) return undefined;
   if (typeof ms !== 'number' || !Number.isFinite(ms) || ms <= 0) return undefined;
-  return { config, slots: slots as number, ms };
+  const choice = { config, slots: slots as number, ms };
+  if (wrong === undefined) return choice;
+  return isRecord(wrong) && Object.values(wrong).every((why) => typeof why === 'string') ? { ...choice, wrong: wrong as Record<string, string> } : undefined;
+}
+
+function isRecord(value: unknown): value is Readonly<Record<string, unknown>> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 /** What a choice depends on besides the class of calls. */

@@ -1,7 +1,9 @@
 /** Parts of tuning that need no device: classes, keys, loads, the search and what is remembered where. */
-import { mkdir, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { mkdir, mkdtemp, readFile, readdir, rm, symlink, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { fromBf16 } from '../src/bf16.ts';
@@ -9,7 +11,7 @@ import { LOADS, LOAD_TOKENS, getMlaMetadata, loadOf, mostParts, partsTarget, row
 import { checkTune, classOf, parseShapeClass, shapeClass, type ShapeClass } from '../src/shape-class.ts';
 import { cacheDirectory, fileStore } from '../src/tune-file.ts';
 import { indexedDbStore } from '../src/tune-indexed-db.ts';
-import { STORE_FORMAT, noStore, readChoice, siteKey, type TuneSite } from '../src/tune-store.ts';
+import { STORE_FORMAT, noStore, readRemembered, siteKey, type TuneSite } from '../src/tune-store.ts';
 import type { DeviceTraits, KernelLimits } from '../src/webgpu/config.ts';
 import type { TuneDevice } from '../src/webgpu/tune-bench.ts';
 import { WRONG, rightRows, rowsOfAll, rowsOfFew, wrongness, type CheckShape, type RightRow, type Row } from '../src/webgpu/tune-check.ts';
@@ -385,8 +387,11 @@ describe('the tuner', () => {
 
 describe('what is stored', () => {
   test('only choices as this version writes them', () => {
-    expect(readChoice({ ...choice, more: 1 })).toEqual(choice);
-    for (const bad of [null, 1, 'x', [], {}, { ...choice, config: 1 }, { ...choice, slots: 0 }, { ...choice, slots: 1.5 }, { ...choice, ms: null }, { ...choice, ms: -1 }, { config: 'x', slots: 1, longMs: 1, shortMs: 1 }]) expect(readChoice(bad)).toBeUndefined();
+    expect(readRemembered({ ...choice, more: 1 })).toEqual(choice);
+    const wrong = { 'base 4x16/128': 'wrong results: LSE 1 where 2 is right' };
+    expect(readRemembered({ ...choice, wrong })).toEqual({ ...choice, wrong });
+    for (const bad of [{ ...choice, wrong: [] }, { ...choice, wrong: 'x' }, { ...choice, wrong: { x: 1 } }]) expect(readRemembered(bad)).toBeUndefined();
+    for (const bad of [null, 1, 'x', [], {}, { ...choice, config: 1 }, { ...choice, slots: 0 }, { ...choice, slots: 1.5 }, { ...choice, ms: null }, { ...choice, ms: -1 }, { config: 'x', slots: 1, longMs: 1, shortMs: 1 }]) expect(readRemembered(bad)).toBeUndefined();
   });
 
   test('keys tell sites apart, whatever their names hold', () => {
@@ -436,7 +441,6 @@ describe('in a file', () => {
     ['damaged', `{"format": ${STORE_FORMAT}, "choices": {`], ['empty', ''], ['somebody else’s', '[1, 2]'], ['of another shape', `{"format": ${STORE_FORMAT}, "choices": [1]}`],
     ['with foreign entries', `{"format": ${STORE_FORMAT}, "choices": {"x": {"config": 3}}}`],
     ['of the first format', '{"choices": {"x": {"config": "base 4x16/128", "slots": 132, "longMs": 1, "shortMs": 0.1}}}'],
-    ['of a format to come', JSON.stringify({ format: STORE_FORMAT + 1, choices: { x: choice } })],
   ])('a file that is %s counts as none and is replaced', async (_, text) => {
     const file = join(directory, 'tune.json');
     await writeFile(file, text);
@@ -444,6 +448,45 @@ describe('in a file', () => {
     expect((await store.load()).size).toBe(0);
     expect(await store.save('one', choice)).toBeUndefined();
     expect(JSON.parse(await readFile(file, 'utf8'))).toEqual({ format: STORE_FORMAT, choices: { one: choice } });
+  });
+
+  test('a file of a format to come, or one that cannot be read, counts as none and is left alone', async () => {
+    const file = join(directory, 'tune.json');
+    const text = JSON.stringify({ format: STORE_FORMAT + 1, choices: { x: choice } });
+    await writeFile(file, text);
+    expect((await fileStore(file).load()).size).toBe(0);
+    expect(await fileStore(file).save('one', choice)).toBe(`${file}: written by a newer version`);
+    expect(await readFile(file, 'utf8')).toBe(text);
+    const unreadable = join(directory, 'unreadable.json');
+    await symlink(unreadable, unreadable);
+    expect((await fileStore(unreadable).load()).size).toBe(0);
+    expect(await fileStore(unreadable).save('one', choice)).toContain('ELOOP');
+    expect((await readdir(directory)).sort()).toEqual(['tune.json', 'unreadable.json']);
+  });
+
+  test('a lock that its owner left is taken away; one that is held is told of', { timeout: 30_000 }, async () => {
+    const file = join(directory, 'tune.json');
+    const lock = `${file}.lock`;
+    await writeFile(lock, '');
+    expect(await fileStore(file).save('one', choice)).toBe(`${file}: ${lock} is another process's, and stays`);
+    await utimes(lock, new Date(0), new Date(0));
+    expect(await fileStore(file).save('one', choice)).toBeUndefined();
+    expect(await readdir(directory)).toEqual(['tune.json']);
+  });
+
+  test('written by several processes at once: nothing is lost', { timeout: 120_000 }, async () => {
+    const file = join(directory, 'tune.json');
+    const store = new URL('../src/tune-file.ts', import.meta.url).href;
+    const script = (name: string): string => `
+      const { fileStore } = await import(${JSON.stringify(store)});
+      for (let i = 0; i < 20; i++) {
+        const refused = await fileStore(${JSON.stringify(file)}).save('${name} ' + i, ${JSON.stringify(choice)});
+        if (refused) throw new Error(refused);
+      }`;
+    const run = promisify(execFile);
+    await Promise.all(['a', 'b', 'c'].map((name) => run(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script(name)])));
+    expect((await fileStore(file).load()).size).toBe(60);
+    expect(await readdir(directory)).toEqual(['tune.json']);
   });
 
   test('written from all sides at once: whole at every moment, and nothing of this process is lost', async () => {
@@ -502,6 +545,11 @@ describe('in IndexedDB', () => {
     expect(await indexedDbStore(factory).save('one', choice)).toBe('IndexedDB: a newer version');
   });
 
+  test('what is refused when it is written down is not remembered, and says so', async () => {
+    const factory = fakeIndexedDb([], 0, new Error('the disk is full'));
+    expect(await indexedDbStore(factory).save('one', choice)).toBe('IndexedDB: the disk is full');
+  });
+
   test('what others put there is left alone', async () => {
     const factory = fakeIndexedDb([{ key: 'x', config: 1 }, 'text', { ...choice, key: 'good' }, { ...choice }], STORE_FORMAT);
     expect(await indexedDbStore(factory).load()).toEqual(new Map([['good', choice]]));
@@ -513,13 +561,13 @@ describe('in IndexedDB', () => {
     expect(await indexedDbStore(refusing).save('one', choice)).toBe('IndexedDB: not in private windows');
     expect((await indexedDbStore(refusing).load()).size).toBe(0);
     const blocked = { open: () => ({}) } as unknown as IDBFactory;
-    expect(await indexedDbStore(blocked, 20).save('one', choice)).toBe('IndexedDB: no answer within 20 ms');
+    expect(await indexedDbStore(blocked, 20).save('one', choice)).toBe('IndexedDB: no answer within 200 ms');
     expect((await indexedDbStore(blocked, 20).load()).size).toBe(0);
   });
 });
 
 /** As much of IndexedDB as is used here. @param version of what is there; 0: nothing is */
-function fakeIndexedDb(initial: readonly unknown[] = [], version = 0): IDBFactory {
+function fakeIndexedDb(initial: readonly unknown[] = [], version = 0, refused?: Error): IDBFactory {
   const rows = new Map<unknown, unknown>(initial.map((row, i) => [i, row]));
   let made = version > 0;
   const request = (result: unknown, upgrade = false, error?: Error): object => {
@@ -548,7 +596,9 @@ function fakeIndexedDb(initial: readonly unknown[] = [], version = 0): IDBFactor
     },
     transaction: () => {
       if (!made) throw new Error('no such object store');
-      return { objectStore: () => store };
+      const transaction: { objectStore: () => typeof store; error?: Error; oncomplete?: () => void; onabort?: () => void } = { objectStore: () => store, ...(refused && { error: refused }) };
+      setTimeout(() => (refused ? transaction.onabort : transaction.oncomplete)?.());
+      return transaction;
     },
     close: () => undefined,
   };

@@ -242,6 +242,22 @@ describe('a kernel that the compiler gets wrong', () => {
     await expect(readFile(file(), 'utf8')).rejects.toMatchObject({ code: 'ENOENT' });
   });
 
+  test('serves nobody in the next session either, nor is it tried again', async () => {
+    const { device } = await mistakenDevice({ ...HALF, of: ofFirst });
+    await tuneOne(await make({ device }), TINY);
+    const next = await make({ device });
+    expect(next.info.kernelNotes!.join('\n')).toMatch(/^\w+ 4x16\S+ .*: wrong results: LSE /);
+    // Of another class, for which the fixed choice is that one.
+    const other = makeCase({ b: 2, sQ: 1, sK: 300, hQ: 4, ragged: true, dV: 64, rope: 16 });
+    expectRight(other, await run(next, other));
+    expectRight(c, await run(next, c));
+    const again = await tuneOne(next, { ...TINY, again: true });
+    expect(again.source).toBe('measured');
+    for (const { config, slots, refused } of again.trials) if (config.includes(FIRST)) expect([slots, refused]).toEqual([undefined, expect.stringMatching(/^wrong results: /)]);
+    // It is still known after that.
+    expectRight(other, await run(await make({ device }), other));
+  });
+
   test('is refused behind a program’s back too, which can see it', async () => {
     const { device } = await mistakenDevice({ ...HALF, of: ofFirst });
     const mla = await make({ device, tune: 'auto' });
@@ -358,6 +374,41 @@ describe('in the background', () => {
     const { allocated } = await next.memory();
     await new Promise((resolve) => setTimeout(resolve, 300));
     expect((await next.memory()).allocated).toBe(allocated);
+  });
+
+  test('two instances of one device measure one after the other, and what one has found the other takes', async () => {
+    const [one, other] = [await make({ tune: 'auto' }), await make({ tune: 'auto' })];
+    expectRight(c, await run(one, c));
+    expectRight(c, await run(other, c));
+    await eventually(() => one.info.schedule.tuned !== undefined && other.info.schedule.tuned !== undefined);
+    const [first, second] = [await tuneOne(one, TINY), await tuneOne(other, TINY)];
+    expect([first.source, second.source]).toEqual(['remembered', 'remembered']);
+    expect(second.chosen).toEqual(first.chosen);
+    expectRight(c, await run(other, c));
+  });
+
+  test('a measurement of one instance’s caller holds the other’s background back, and ends with its instance', async () => {
+    const [one, other] = [await make({ tune: 'off' }), await make({ tune: 'auto' })];
+    let went!: () => void;
+    const going = new Promise<void>((resolve) => (went = resolve));
+    const measuring = one.time(() => going).catch(() => undefined);
+    await run(other, c);
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    expect(other.info.schedule.tuned).toBeUndefined();
+    await one.destroy();
+    await eventually(() => other.info.schedule.tuned !== undefined);
+    went();
+    await measuring;
+  });
+
+  test('rows of a prompt’s chunk are not tuned unasked', async () => {
+    const mla = await make({ tune: 'auto' });
+    const chunk = makeCase({ b: 1, sQ: 257, sK: 300, hQ: 4, dV: 32, rope: 16 });
+    expectRight(chunk, await run(mla, chunk));
+    await run(mla, c);
+    await eventually(() => mla.info.schedule.tuned !== undefined);
+    // In turn, so that it would have been first.
+    expect(mla.info.schedule.tuned).toMatchObject([{ rows: 4 }]);
   });
 
   test('who asks does not wait behind it for a measurement of their own to end', async () => {

@@ -35,7 +35,7 @@ const LIMITS = [
 const FEATURES: readonly string[] = ['timestamp-query', 'subgroups', 'shader-f16', 'chromium-experimental-subgroup-matrix'];
 
 /** So long, milliseconds, a loss may stay unsaid after what it has cost. */
-const LOSS_MS = 100;
+const LOSS_MS = 1000;
 
 /** What adapters say of subgroups, where they say it: newer than the type declarations. */
 type SubgroupInfo = Partial<Record<'subgroupMinSize' | 'subgroupMaxSize', number>> & { readonly subgroupMatrixConfigs?: Iterable<MatrixConfig> };

@@ -1,4 +1,7 @@
-/** How tuning gives way to others: in batches on the device, and in slices on its thread, each when its turn has come. */
+/**
+ * How tuning gives way to others: one measurement after the other on a device, in batches, and in slices on its thread, each when its turn
+ * has come.
+ */
 
 /** Waits for a turn. What it resolves to, if anything, is called when that is over. Rejects when there is to be no other. */
 export type Turn = () => Promise<(() => void) | void>;
@@ -36,4 +39,31 @@ export function pause(ms: number): Promise<void> {
     const timer: unknown = setTimeout(resolve, ms);
     if (typeof timer === 'object') (timer as { unref?(): void } | null)?.unref?.();
   });
+}
+
+/** What the instances of one device have in common, in this thread: two that measured at once would measure each other. */
+export class TuneSite {
+  static readonly #sites = new Map<string, TuneSite>();
+
+  /** The one named `name`. */
+  static of(name: string): TuneSite {
+    let site = TuneSite.#sites.get(name);
+    if (!site) TuneSite.#sites.set(name, (site = new TuneSite()));
+    return site;
+  }
+
+  #last: Promise<unknown> = Promise.resolve();
+  /** The background's last batch, until it is done. */
+  batch: Promise<void> = Promise.resolve();
+  /** Measurements of callers that are under way. */
+  timing = 0;
+  /** Who waits for `tune`, and so for the background before it. */
+  asked = 0;
+
+  /** Does `work` once all that was asked for before is done. */
+  inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#last.then(work);
+    this.#last = done.catch(() => undefined);
+    return done;
+  }
 }

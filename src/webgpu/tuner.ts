@@ -7,7 +7,7 @@ import { MlaError } from '../errors.ts';
 import type { TuneChoice, TunedSchedule, TuneReport } from '../mla.ts';
 import { partsTarget } from '../schedule.ts';
 import { parseShapeClass, shapeClass, type ShapeClass } from '../shape-class.ts';
-import type { TuneStore } from '../tune-store.ts';
+import type { Remembered, TuneStore } from '../tune-store.ts';
 import { decodeCandidates, type Candidates, type DecodeConfig, type Segmentation } from './config.ts';
 import { compileDecode } from './dispatch.ts';
 import { TuneBench, type TuneDevice } from './tune-bench.ts';
@@ -16,13 +16,17 @@ import { TuneData } from './tune-data.ts';
 import { CALL_MS, PROBE_TOKENS, TUNE_BLOCK, loadCost, nextProbe, tokensWithin, tuneLoad, type TuneLoad } from './tune-load.ts';
 import type { TuneMode } from './tune-mode.ts';
 import { search, slotLadder, type Search } from './tune-search.ts';
-import { pause, withTurn, type Turn } from './tune-turn.ts';
+import { TuneSite, pause, withTurn, type Turn } from './tune-turn.ts';
 
 /** Work of others that the background gives way to: a batch starts when the device has been left alone for so long, */
 const QUIET_MS = 20;
 /** or when it has waited for so long: a few milliseconds of a busy device's time, a few times a second. */
 const PATIENCE_MS = 250;
 const GLANCE_MS = 10;
+/** Calls of more rows, such as a prompt's chunks, come in as many classes as they have lengths: measured when somebody asks. */
+const MOST_ROWS = 1024;
+/** So often a call is made that seems to say that the device is too slow for the background. */
+const PROBES = 3;
 /** Long: a timer that only keeps the program, and is to wake nobody. */
 const HOLD_MS = 1 << 30;
 
@@ -51,31 +55,41 @@ export class Tuner {
   readonly #known = new Map<string, Known>();
   /** Classes that the background has taken up, whatever came of it. */
   readonly #begun = new Set<string>();
-  #last: Promise<unknown> = Promise.resolve();
+  /** Configurations whose results were wrong, now or in what is remembered, and what was wrong. */
+  readonly #wrong = new Map<string, string>();
+  readonly #site: TuneSite;
   #lastBatch = 0;
   #lastCall = 0;
-  /** The background's last batch, until it is done. */
-  #batch: Promise<void> = Promise.resolve();
   /** Measurements of the caller's that are under way. */
   #timing = 0;
   #cancelled = false;
-  /** Who waits for `tune`, and so for the background before it. */
-  #asked = 0;
   /** What kept the background from tuning, if anything did. */
   note: string | undefined;
 
   constructor(options: TunerOptions) {
     this.#options = options;
+    this.#site = TuneSite.of(options.prefix);
   }
 
   /** Reads what is remembered. Configurations that are no more, or do not fit, and more slots than are ever tried count as not remembered. */
   async load(): Promise<void> {
     const { mode, store, prefix, device } = this.#options;
     if (mode === 'off') return;
-    for (const [key, choice] of await store.load()) {
-      const shape = key.startsWith(prefix) ? parseShapeClass(key.slice(prefix.length)) : undefined;
-      const config = shape && this.#candidates(shape).fits.find((fit) => fit.key === choice.config);
+    const ours = [...(await store.load())].filter(([key]) => key.startsWith(prefix));
+    for (const [, { wrong = {} }] of ours) this.#refuse(Object.entries(wrong));
+    for (const [key, { wrong: _, ...choice }] of ours) {
+      const shape = parseShapeClass(key.slice(prefix.length));
+      if (!shape || this.#known.has(shapeClass(shape))) continue;
+      const config = this.#candidates(shape).fits.find((fit) => fit.key === choice.config);
       if (config && choice.slots <= Math.max(...slotLadder(device.schedule.slots))) this.#learn({ shape, choice, config, note: `remembered in ${store.place}` });
+    }
+  }
+
+  #refuse(wrong: readonly (readonly [config: string, why: string])[]): void {
+    for (const [config, why] of wrong) {
+      if (this.#wrong.has(config)) continue;
+      this.#wrong.set(config, why);
+      this.#options.onWrong?.(config, why);
     }
   }
 
@@ -94,7 +108,7 @@ export class Tuner {
   /** Tells of a decode call that has been enqueued, on a cache laid out as `kv`. Never throws, never waits. */
   called(shape: ShapeClass, kv: Segmentation): void {
     this.#lastCall = performance.now();
-    if (this.#options.mode !== 'auto') return;
+    if (this.#options.mode !== 'auto' || shape.rows > MOST_ROWS) return;
     const name = shapeClass(shape);
     if (this.#begun.has(name) || this.#known.has(name)) return;
     this.#begun.add(name);
@@ -103,9 +117,9 @@ export class Tuner {
       this.note = note;
       this.#options.onChange();
     };
-    this.#inTurn(() => this.#measure(shape, () => this.#quiet(), kv)).then(
-      ({ trials }) => {
-        const wrong = trials.find(({ refused }) => refused?.startsWith(WRONG));
+    this.#site.inTurn(() => this.#measureBehind(shape, kv)).then(
+      (report) => {
+        const wrong = report?.trials.find(({ refused }) => refused?.startsWith(WRONG));
         if (wrong) tell(`${name}: ${wrong.config} was refused: ${wrong.refused}`);
       },
       (error: unknown) => tell(`${name} was not tuned: ${(error as Error).message}`),
@@ -115,11 +129,11 @@ export class Tuner {
   /** @throws MlaError out-of-memory, device-lost, destroyed */
   async tune({ again, ...shape }: TuneOp): Promise<TuneReport> {
     const name = shapeClass(shape);
-    this.#asked++;
+    this.#site.asked++;
     // What the background waits with keeps no program from ending; but now somebody waits for it.
     const hold = setInterval(() => undefined, HOLD_MS);
     try {
-      return await this.#inTurn(async () => {
+      return await this.#site.inTurn(async () => {
         const known = this.#known.get(name);
         if (!known || again) return this.#measure(shape, async () => this.#check());
         return { shapeClass: name, load: shape.load, source: 'remembered', trials: [], chosen: known.choice, note: known.note };
@@ -130,23 +144,28 @@ export class Tuner {
       throw error;
     } finally {
       clearInterval(hold);
-      this.#asked--;
+      this.#site.asked--;
     }
   }
 
   /** A measurement of the caller's is to begin: resolves when the background is still, which it then stays until the measurement has ended. */
   async timingBegins(): Promise<void> {
     this.#timing++;
-    await this.#batch;
+    this.#site.timing++;
+    await this.#site.batch;
   }
 
   timingEnded(): void {
+    // None is left where the instance was destroyed meanwhile.
+    if (this.#timing === 0) return;
     this.#timing--;
+    this.#site.timing--;
   }
 
   /** Ends what is under way at its next step, and all to come. */
   cancel(): void {
     this.#cancelled = true;
+    while (this.#timing > 0) this.timingEnded();
   }
 
   #learn(known: Known): void {
@@ -154,11 +173,11 @@ export class Tuner {
     this.#options.onChange();
   }
 
-  /** One after the other: two would measure each other. */
-  #inTurn<T>(work: () => Promise<T>): Promise<T> {
-    const done = this.#last.then(work);
-    this.#last = done.catch(() => undefined);
-    return done;
+  /** Unless another instance, here or elsewhere, has found out what is best meanwhile. */
+  async #measureBehind(shape: ShapeClass, kv: Segmentation): Promise<TuneReport | undefined> {
+    this.#check();
+    await this.load();
+    return this.#known.has(shapeClass(shape)) ? undefined : this.#measure(shape, () => this.#quiet(), kv);
   }
 
   async #measure(shape: ShapeClass, turn: Turn, kv?: Segmentation): Promise<TuneReport> {
@@ -170,14 +189,15 @@ export class Tuner {
     const load = await this.#load(shape, bench, background);
     if (!load) return { shapeClass: name, load: shape.load, source: 'none', trials: [], note: 'no configuration fits this device, or not even one block of such keys' };
     const { trials, chosen, config, timing } = await withBench(bench(load), async (opened) => ({ ...(await this.#search(shape, opened, background)), timing: opened.timing }));
+    const wrong = trials.flatMap(({ config: key, refused }) => (refused?.startsWith(WRONG) ? [[key, refused] as const] : []));
     // Where none is right, what all have in common may be wrong: there is nothing better to serve with.
-    if (config) for (const { config: key, refused } of trials) if (refused?.startsWith(WRONG)) this.#options.onWrong?.(key, refused);
+    if (config) this.#refuse(wrong);
     // The caller's cache may be laid out otherwise: its next step must not wait for a compiler.
     if (config && kv) await compileDecode(device.kernels, shape, config, device.traits, kv);
     this.#check();
     const report = { shapeClass: name, load: shape.load, trials, ...loadCost(shape, load), timing } as const;
     if (!chosen || !config) return { ...report, source: 'none', note: 'no configuration could be measured' };
-    const note = await this.#remember(name, chosen);
+    const note = await this.#remember(name, { ...chosen, ...(wrong.length > 0 && { wrong: Object.fromEntries(wrong) }) });
     this.#check();
     this.#learn({ shape, choice: chosen, config, note });
     return { ...report, source: 'measured', chosen, note };
@@ -196,7 +216,11 @@ export class Tuner {
       const ms = await withBench(bench(load), async (opened) => {
         for (const guess of fits) {
           const found = await opened.probe(guess, schedule.slots);
-          if (found !== undefined) return found;
+          if (found === undefined) continue;
+          let least = found;
+          // A call that somebody else's work has held up is no slow device's.
+          for (let i = 1; background && least > CALL_MS && i < PROBES; i++) least = Math.min(least, (await opened.probe(guess, schedule.slots)) ?? least);
+          return least;
         }
         return undefined;
       });
@@ -212,13 +236,13 @@ export class Tuner {
     }
   }
 
-  /** Configurations for the blocks that are tuned with. A call on others takes what fits those. */
+  /** Configurations for the blocks that are tuned with, but for what was wrong before. A call on other blocks takes what fits those. */
   #candidates(shape: ShapeClass): Candidates {
-    return decodeCandidates({ ...shape, blockSize: TUNE_BLOCK }, shape.rows, this.#options.device.traits);
+    return decodeCandidates({ ...shape, blockSize: TUNE_BLOCK }, shape.rows, this.#options.device.traits, this.#wrong);
   }
 
   /** Where, or why nowhere. */
-  async #remember(name: string, choice: TuneChoice): Promise<string> {
+  async #remember(name: string, choice: Remembered): Promise<string> {
     const { mode, store, prefix } = this.#options;
     if (mode === 'off') return 'for this instance only: tune is off';
     const refused = await store.save(prefix + name, choice);
@@ -249,14 +273,14 @@ export class Tuner {
     for (;;) {
       this.#check();
       const now = performance.now();
-      if (this.#asked > 0) break;
-      if (this.#timing === 0 && (now - this.#lastCall > QUIET_MS || now - this.#lastBatch > PATIENCE_MS)) break;
+      if (this.#site.asked > 0) break;
+      if (this.#site.timing === 0 && (now - this.#lastCall > QUIET_MS || now - this.#lastBatch > PATIENCE_MS)) break;
       await pause(GLANCE_MS);
     }
     this.#lastBatch = performance.now();
     // At once: a measurement of the caller's that begins from here on waits for it.
     let done!: () => void;
-    this.#batch = new Promise((resolve) => (done = resolve));
+    this.#site.batch = new Promise((resolve) => (done = resolve));
     return done;
   }
 }
