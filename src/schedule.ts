@@ -109,6 +109,46 @@ export function inBatchOrder(metadata: MlaMetadata): MlaMetadata {
   return metadataOf(layInOrder(workOf(cacheSeqlens, blockSize, 0), parts), { cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize });
 }
 
+/**
+ * What is wrong with a schedule that somebody else may have made or changed: kernels go where it sends them. Undefined where it covers each block of
+ * each sequence once, in one order of the batch, and counts splits as they are. Costs a step some microseconds: hence the plain loops.
+ */
+export function faultOfSchedule({ order, parts, tileSchedulerMetadata: rows, numSplits, cacheSeqlens, blockSize }: MlaMetadata): string | undefined {
+  const b = cacheSeqlens.length;
+  if (order.length !== b) return 'order: not [b] i32';
+  if (!Number.isSafeInteger(parts) || parts < 1) return 'parts: not a number of parts';
+  if (!(rows instanceof Int32Array) || rows.length !== parts * PART_STRIDE) return 'tileSchedulerMetadata: not [parts, 8] i32';
+  if (!(numSplits instanceof Int32Array) || numSplits.length !== b + 1 || numSplits[0] !== 0) return 'numSplits: not [b + 1] i32 from 0';
+  const placed = new Uint8Array(b);
+  for (let place = 0; place < b; place++) {
+    const sequence = order[place]!;
+    if (sequence < 0 || sequence >= b || placed[sequence]! > 0) return `order[${place}]: not an order of the batch`;
+    placed[sequence] = 1;
+  }
+  // Walked as parts were laid: where the next one must begin, and how many have been at each place.
+  const splits = new Int32Array(b);
+  let [place, block] = [0, 0];
+  for (let p = 0, at = 0; p < parts; p++, at += PART_STRIDE) {
+    const [first, last, end] = [rows[at]!, rows[at + 2]!, rows[at + 3]!];
+    if (first !== place || rows[at + 1] !== block || last < first || last >= b) return `tileSchedulerMetadata[${p}]: does not begin where the part before ends`;
+    const units = blockUnits(cacheSeqlens[order[last]!]!, blockSize);
+    if (end <= (last === first ? block : 0) || end > units) return `tileSchedulerMetadata[${p}]: ends outside of its last sequence`;
+    if (rows[at + 4] !== splits[first] || rows[at + 7] !== 0) return `tileSchedulerMetadata[${p}]: splits are not counted as they are`;
+    for (let i = first; i <= last; i++) splits[i]!++;
+    if (end === units) [place, block] = [last + 1, 0];
+    else [place, block] = [last, end];
+  }
+  if (place !== b) return 'tileSchedulerMetadata: leaves sequences out';
+  for (let p = 0, at = 0; p < parts; p++, at += PART_STRIDE) {
+    if (rows[at + 5] !== Number(splits[rows[at]!]! > 1) || rows[at + 6] !== Number(splits[rows[at + 2]!]! > 1)) return `tileSchedulerMetadata[${p}]: splits are not counted as they are`;
+  }
+  for (let i = 0; i < b; i++) {
+    const sequence = order[i]!;
+    if (numSplits[sequence + 1]! - numSplits[sequence]! !== splits[i]) return `numSplits[${sequence + 1}]: not those of tileSchedulerMetadata`;
+  }
+  return undefined;
+}
+
 function metadataOf({ order, parts }: Layout, call: Pick<MlaMetadata, 'cacheSeqlens' | 'numQTokensPerHeadK' | 'numHeadsK' | 'blockSize'>): MlaMetadata {
   const tileSchedulerMetadata = new Int32Array(parts.length * PART_STRIDE);
   /** Of the sequence at each place. */

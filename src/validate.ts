@@ -6,7 +6,7 @@
 import type { DecodeShape } from './backend.ts';
 import { MlaError, describe, shapeText } from './errors.ts';
 import type { DType, DecodeArgs, IndexInput, KvDType, MlaMetadata } from './mla.ts';
-import { BLOCK_SIZES, checkSeqlens } from './schedule.ts';
+import { BLOCK_SIZES, checkSeqlens, faultOfSchedule } from './schedule.ts';
 import { DeviceTensor, checkShape } from './tensor.ts';
 
 /** A decode problem: the shape of the call and of the pool. */
@@ -222,7 +222,14 @@ function checkMetadata(metadata: MlaMetadata, { sQ, hQ, hKv, blockSize }: Proble
   for (let i = 0; i < seqlens.length; i++) {
     if (metadata.cacheSeqlens[i] !== seqlens[i]) throw mismatch(`cacheSeqlens[${i}]`, String(seqlens[i]), String(metadata.cacheSeqlens[i]));
   }
+  if (sound.has(metadata)) return;
+  const fault = faultOfSchedule(metadata);
+  if (fault !== undefined) throw new MlaError('invalid-argument', 'not as getMlaMetadata made it', { argument: 'metadata', expected: 'the result of getMlaMetadata, unchanged', got: fault });
+  sound.add(metadata);
 }
+
+/** Seen to be sound: once a step, not once a layer. */
+const sound = new WeakSet<MlaMetadata>();
 
 function checkOutput(tensor: unknown, argument: string, dtype: DType, shape: readonly number[]): void {
   if (tensor === undefined) return;

@@ -76,6 +76,33 @@ describe('bench', () => {
     expect(context.out).toContain('first: not run (device-lost): the device was lost\n');
   });
 
+  it('a lost device that is not to be replaced: what there is is reported, and every shape to come', async () => {
+    let calls = 0;
+    let made = 0;
+    const context = fakeContext({
+      wrap: (mla) => {
+        if (made++ > 0) throw new MlaError('backend-unavailable', 'no adapter any more');
+        return altered(mla, {
+          time: async (work) => {
+            if (calls++ > 3) throw new MlaError('device-lost', 'the device was lost');
+            await work();
+            return { ms: 2, source: 'device' };
+          },
+        });
+      },
+    });
+    await withDirectory(async (directory) => {
+      const [shapes, json] = [join(directory, 'shapes.json'), join(directory, 'out.json')];
+      await writeFile(shapes, JSON.stringify(['first', 'second', 'third', 'fourth'].map((name) => ({ ...shape, name }))));
+      expect(await bench(['--shapes', shapes, '--json', json, '--runs', '3'], context)).toBe(1);
+      expect(JSON.parse(await readFile(json, 'utf8'))).toMatchObject({
+        results: [{ name: 'first', ms: 2 }],
+        failures: [{ name: 'second', code: 'device-lost' }, { name: 'third', code: 'backend-unavailable' }, { name: 'fourth', code: 'backend-unavailable' }],
+      });
+    });
+    expect(context.out).toMatch(/^first +2\.000/m);
+  });
+
   it('gives back all that a shape took, whether it ran or not', async () => {
     const mla = await createMla({ backend: 'cpu' });
     const { destroy } = await makeWorkload(mla, shape, 1);

@@ -57,6 +57,25 @@ describe('tune', () => {
     });
   });
 
+  it('a lost device is replaced for the classes to come; a shape that makes no class is named', async () => {
+    const shapesFile = join(directory, 'shapes.json');
+    await writeFile(shapesFile, JSON.stringify([{ name: 'odd', b: 1, h_q: 3, h_kv: 2, seqlens: [10] }, shapes[0]]));
+    let calls = 0;
+    const context = fakeContext({
+      wrap: (mla) => altered(mla, {
+        tune: async (args) => {
+          if (calls++ === 0) throw new MlaError('device-lost', 'gone');
+          return tune(args);
+        },
+      }),
+    });
+    expect(await run(['tune', '--shapes', shapesFile, '--json', join(directory, 'out.json')], context)).toBe(1);
+    expect(context.choices).toHaveLength(2);
+    expect(JSON.parse(await readFile(join(directory, 'out.json'), 'utf8'))).toMatchObject({
+      reports: [{ load: 'medium' }, { load: 'long' }], failures: [{ shapeClass: 'odd', code: 'invalid-argument' }, { code: 'device-lost' }],
+    });
+  });
+
   it('--no-cache keeps from what is remembered, --forget ends it', async () => {
     const context = fakeContext({ wrap: (mla) => altered(mla, { tune }) });
     let forgotten = 0;

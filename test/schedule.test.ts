@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { MetadataArgs, MlaMetadata, ScheduleInfo } from '../src/mla.ts';
-import { getMlaMetadata, inBatchOrder } from '../src/schedule.ts';
+import { faultOfSchedule, getMlaMetadata, inBatchOrder } from '../src/schedule.ts';
 import { expectRefusal } from './check.ts';
 
 const machines: fc.Arbitrary<ScheduleInfo> = fc.record({
@@ -124,6 +124,36 @@ describe('getMlaMetadata', () => {
       const { order, cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize } = metadata;
       expect(back).toMatchObject({ cacheSeqlens, numQTokensPerHeadK, numHeadsK, blockSize });
       if (order.every((sequence, place) => sequence === place)) expect(back).toBe(metadata);
+    }));
+
+  test('is seen to be sound', () =>
+    holds((metadata) => {
+      expect(faultOfSchedule(metadata)).toBeUndefined();
+      expect(faultOfSchedule(inBatchOrder(metadata))).toBeUndefined();
+      expect(faultOfSchedule(structuredClone(metadata))).toBeUndefined();
+    }));
+
+  test('is seen not to be, whichever number of it is changed', () =>
+    fc.assert(
+      fc.property(problems, machines, fc.constantFrom('tileSchedulerMetadata', 'order', 'numSplits'), fc.nat(), fc.oneof(fc.integer({ min: -3, max: 3 }), fc.integer()), (args, machine, field, at, by) => {
+        const metadata = getMlaMetadata(args, machine);
+        const changed = metadata[field].slice();
+        changed[at % changed.length]! += by;
+        const same = changed[at % changed.length] === metadata[field][at % changed.length];
+        const fault = faultOfSchedule({ ...metadata, [field]: changed });
+        if (same) expect(fault).toBeUndefined();
+        else expect(fault).toMatch(field === 'order' ? /^order/ : /^(tileSchedulerMetadata|numSplits)/);
+      }),
+      { numRuns: 500 },
+    ));
+
+  test('is seen not to be where parts are missing, or are more than there are', () =>
+    holds((metadata) => {
+      const { tileSchedulerMetadata: rows, parts } = metadata;
+      expect(faultOfSchedule({ ...metadata, parts: parts + 1 })).toBeDefined();
+      expect(faultOfSchedule({ ...metadata, parts: parts - 1, tileSchedulerMetadata: rows.slice(0, -8) })).toBeDefined();
+      expect(faultOfSchedule({ ...metadata, numSplits: metadata.numSplits.slice(1) })).toBeDefined();
+      expect(faultOfSchedule({ ...metadata, tileSchedulerMetadata: Array.from(rows) as never })).toBeDefined();
     }));
 
   test('gives an empty sequence exactly one unit', () =>

@@ -2,7 +2,8 @@
 import { MlaError } from '../errors.ts';
 import type { Mla, MlaInfo } from '../mla.ts';
 import { loadOf } from '../schedule.ts';
-import { openMla, type Context, type MlaChoice } from './context.ts';
+import type { Context, MlaChoice } from './context.ts';
+import { forEachOn } from './each.ts';
 import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
 import { measure, type Measurement } from './measure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
@@ -96,38 +97,33 @@ async function runShapes(
 ): Promise<BenchReport> {
   const results: Measurement[] = [];
   const failures: BenchFailure[] = [];
-  let mla: Mla = await openMla(context, choice);
-  const info: MlaInfo = mla.info;
   const notes = new Set<string>();
   const bar = progress(context.stderr, shapes.length * runs);
-  try {
-    for (const shape of shapes) {
-      bar.label(shape.name);
-      let done = 0;
-      const onRun = (): void => {
-        done++;
-        bar.advance();
-      };
-      try {
-        // A software adapter takes minutes over what a GPU does in one.
-        if (tune && !info.software) await mla.tune({ ...tuneArgs(shape), load: loadOf(shape.seqlens) });
-        results.push(await measure(mla, shape, { runs, check, seed: SEED, onRun }));
-      } catch (error) {
-        const code = error instanceof MlaError ? error.code : 'internal';
-        failures.push({ name: shape.name, code, message: oneLine(error) });
-        bar.advance(runs - done);
-        // A lost device takes its shape with it, not the shapes to come.
-        if (code === 'device-lost' && shape !== shapes.at(-1)) {
-          await mla.destroy();
-          mla = await openMla(context, choice);
-        }
-      } finally {
-        for (const note of mla.info.kernelNotes ?? []) notes.add(note);
-      }
+  let done = 0;
+  const runShape = async (mla: Mla, shape: BenchShape): Promise<void> => {
+    bar.label(shape.name);
+    const onRun = (): void => {
+      done++;
+      bar.advance();
+    };
+    try {
+      // A software adapter takes minutes over what a GPU does in one.
+      if (tune && !mla.info.software) await mla.tune({ ...tuneArgs(shape), load: loadOf(shape.seqlens) });
+      results.push(await measure(mla, shape, { runs, check, seed: SEED, onRun }));
+    } finally {
+      for (const note of mla.info.kernelNotes ?? []) notes.add(note);
     }
+    done = 0;
+  };
+  let info: MlaInfo;
+  try {
+    info = await forEachOn(context, choice, shapes, runShape, ({ name }, error) => {
+      failures.push({ name, code: error instanceof MlaError ? error.code : 'internal', message: oneLine(error) });
+      bar.advance(runs - done);
+      done = 0;
+    });
   } finally {
     bar.stop();
-    await mla.destroy();
   }
   return {
     device: info.device, backend: info.backend, tier: info.tier ?? null, reason: info.reason,

@@ -2,13 +2,14 @@
 import { MlaError } from '../errors.ts';
 import type { MlaInfo, TuneArgs, TuneReport, TuneTrial } from '../mla.ts';
 import { checkTune, shapeClass } from '../shape-class.ts';
-import { openMla, type Context, type MlaChoice } from './context.ts';
+import type { Context, MlaChoice } from './context.ts';
+import { forEachOn } from './each.ts';
 import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
 import { checkOutputs, writeOutput } from './output-file.ts';
 import { progress } from './progress.ts';
 import { readShapes } from './shapes-file.ts';
-import { tuneArgs } from './shapes.ts';
+import { tuneArgs, type BenchShape } from './shapes.ts';
 import { figure } from './stats.ts';
 import { table } from './table.ts';
 
@@ -25,6 +26,7 @@ export const TUNE_USAGE = `Usage: flashmla-web tune [options]
 
 Shapes of the same rows, heads, widths and type make three classes, whatever their lengths: one of short loads (up to 32,768 tokens
 a call), one of medium (up to 131,072) and one of long ones. Each is measured, though its choice may be remembered: after a new driver, say.
+A configuration whose results were wrong once is not tried again until all is forgotten.
 FLASHMLA_CACHE_DIR names the directory to remember in. Exit status: 0 done, 2 bad input, 1 when a class failed.
 `;
 
@@ -65,8 +67,7 @@ export async function tune(args: readonly string[], context: Context): Promise<n
   const json = options.text('json');
   await checkOutputs({ '--json': json }, { '--shapes': options.text('shapes') });
 
-  const classes = new Map(shapes.map(tuneArgs).flatMap((args) => checkTune(args).map((op): [string, TuneArgs] => [shapeClass(op), { ...args, load: op.load }])));
-  const summary = await tuneAll(classes, choice, context);
+  const summary = await tuneAll(shapes, choice, context);
   if (json !== undefined) await writeOutput(json, [new TextEncoder().encode(`${JSON.stringify(summary, null, 1)}\n`)]);
   context.stdout.write(text(summary));
   return summary.failures.length > 0 ? EXIT_FAILED : 0;
@@ -80,28 +81,35 @@ async function forget(args: readonly string[], { stdout, tuneStore }: Context): 
   return 0;
 }
 
-/** Every class in turn. One that fails is noted and does not keep the others from their turn. */
-async function tuneAll(classes: ReadonlyMap<string, TuneArgs>, choice: MlaChoice, context: Context): Promise<TuneSummary> {
+/** Every class in turn. One that fails, and a shape that makes none, is noted and does not keep the others from their turn. */
+async function tuneAll(shapes: readonly BenchShape[], choice: MlaChoice, context: Context): Promise<TuneSummary> {
   const reports: TuneReport[] = [];
   const failures: TuneFailure[] = [];
-  const mla = await openMla(context, choice);
-  const { device, backend, tier }: MlaInfo = mla.info;
-  const bar = progress(context.stderr, classes.size);
-  try {
-    for (const [name, args] of classes) {
-      bar.label(name);
-      try {
-        reports.push(...(await mla.tune({ ...args, again: true })));
-      } catch (error) {
-        failures.push({ shapeClass: name, code: error instanceof MlaError ? error.code : 'internal', message: oneLine(error) });
-      }
-      bar.advance();
+  const note = (shapeClass: string, error: unknown): void => void failures.push({ shapeClass, code: error instanceof MlaError ? error.code : 'internal', message: oneLine(error) });
+  const classes = new Map<string, TuneArgs>();
+  for (const shape of shapes) {
+    const args = tuneArgs(shape);
+    try {
+      for (const op of checkTune(args)) classes.set(shapeClass(op), { ...args, load: op.load });
+    } catch (error) {
+      note(shape.name, error);
     }
+  }
+  const bar = progress(context.stderr, classes.size);
+  let info: MlaInfo;
+  try {
+    info = await forEachOn(context, choice, [...classes], async (mla, [name, args]) => {
+      bar.label(name);
+      reports.push(...(await mla.tune({ ...args, again: true })));
+      bar.advance();
+    }, ([name], error) => {
+      note(name, error);
+      bar.advance();
+    });
   } finally {
     bar.stop();
-    await mla.destroy();
   }
-  return { device, backend, tier: tier ?? null, reports, failures };
+  return { device: info.device, backend: info.backend, tier: info.tier ?? null, reports, failures };
 }
 
 function text({ device, backend, tier, reports, failures }: TuneSummary): string {

@@ -94,6 +94,14 @@ function problem(heads: Heads) {
     { what: 'metadata of another number of rows', code: 'metadata-mismatch', argument: 'metadata', change: (mla) => ({ metadata: metadataOf(mla, { numQTokensPerHeadK: 12 }) }) },
     { what: 'metadata of another h_kv', code: 'metadata-mismatch', argument: 'metadata', change: (mla) => ({ metadata: metadataOf(mla, { numHeadsK: 1 }) }) },
     { what: 'metadata of another block size', code: 'metadata-mismatch', argument: 'metadata', change: (mla) => ({ metadata: metadataOf(mla, { blockSize: blockSize === 64 ? 32 : 64 }) }) },
+    ...(['order', 'tileSchedulerMetadata', 'numSplits'] as const).map((field): Wrong => ({
+      what: `metadata whose ${field} somebody has changed`, code: 'invalid-argument', argument: 'metadata',
+      change: (mla) => {
+        const metadata = metadataOf(mla, {});
+        metadata[field][0] = 1 << 20;
+        return { metadata };
+      },
+    })),
     { what: 'an empty object as metadata', code: ['invalid-argument', 'metadata-mismatch'], argument: 'metadata', change: () => ({ metadata: {} }) },
   ];
   return { c, good, dV, lengths, metadataOf, wrongs };
