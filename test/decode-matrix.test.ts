@@ -256,7 +256,7 @@ describe.each<[string, number, MatrixSyntax?]>([
   });
 });
 
-describe('rescaling of O', { timeout: 120_000 }, () => {
+describe('rescaling of O', () => {
   let mla: Mla;
   let device: GPUDevice;
   beforeAll(async () => {

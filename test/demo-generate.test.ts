@@ -109,7 +109,7 @@ describe('the page', () => {
       expect((await stats(page)).taken).toBeGreaterThanOrEqual(3);
       expect(await text(page, '#latent-bytes')).not.toBe('0 B');
       expect(await text(page, '#ratio')).toMatch(/^of all heads: [\d.]+ times as much$/);
-      expect(Number(await text(page, '#speed-now'))).toBeGreaterThan(0);
+      await page.waitForFunction(() => Number(document.querySelector('#speed-now')!.textContent) > 0);
 
       await page.click('[data-key=fork-1]');
       await state(page, 3, 'writing');

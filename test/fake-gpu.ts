@@ -8,6 +8,8 @@ export interface FakeGpu {
   /** What a kernel writes; a string is a compiler's complaint, `lost` the end of the device. */
   readonly run?: (code: string) => Uint32Array | string;
   readonly lost?: boolean;
+  /** Buffers cannot be mapped, though the device lives. */
+  readonly unmappable?: boolean;
 }
 
 /** Buffers that are alive. */
@@ -15,7 +17,7 @@ export class FakeBuffers {
   alive = 0;
 }
 
-export function fakeGpu({ features = [], subgroups, matrixConfigs, run = () => 'nothing runs here', lost = false }: FakeGpu, buffers = new FakeBuffers()): GpuContext {
+export function fakeGpu({ features = [], subgroups, matrixConfigs, run = () => 'nothing runs here', lost = false, unmappable = false }: FakeGpu, buffers = new FakeBuffers()): GpuContext {
   let code = '';
   let complaint: string | undefined;
   const device = {
@@ -47,6 +49,7 @@ export function fakeGpu({ features = [], subgroups, matrixConfigs, run = () => '
       return {
         mapAsync: async () => {
           if (lost) throw new Error('the device is lost');
+          if (unmappable) throw new Error('no mapping');
           const result = run(code);
           if (typeof result === 'string') complaint = result;
           else words = result as Uint32Array<ArrayBuffer>;

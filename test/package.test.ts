@@ -215,6 +215,7 @@ describe('in a Vite project', () => {
     const browser = await chromium.launch(await chromiumLaunchOptions());
     try {
       const page = await browser.newPage();
+      page.setDefaultTimeout(250_000);
       const errors: string[] = [];
       page.on('pageerror', (error) => errors.push(error.message));
       page.on('console', (message) => message.type() === 'error' && errors.push(message.text()));

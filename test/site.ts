@@ -85,7 +85,7 @@ export class Site {
     const browser = await chromium.launch({ ...options, args: args ? [...args] : options.args });
     try {
       const page = await browser.newPage({ locale: 'en-US', viewport, colorScheme, permissions: [...permissions] });
-      page.setDefaultTimeout(100_000);
+      page.setDefaultTimeout(250_000);
       const errors: string[] = [];
       page.on('console', (message) => message.type() === 'error' && !expected?.test(message.text()) && errors.push(message.text()));
       page.on('pageerror', (error) => errors.push(String(error)));

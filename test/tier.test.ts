@@ -90,6 +90,12 @@ describe('the best tier that works', () => {
     expect(notes.join()).toMatch(/subgroup: self-test with 32 threads: wrong sums: .* \(number 7\)/);
   });
 
+  test('results that cannot be read', async () => {
+    const { tier, notes } = await choose({ ...good(), unmappable: true });
+    expect(tier).toBe('base');
+    expect(notes.join('\n')).toMatch(/matrix: .*no mapping[^]*subgroup: .*no mapping/);
+  });
+
   test('a compiler that refuses: one line of what it says', async () => {
     const { tier, notes } = await choose({ ...good(), run: () => `no\nsuch\n${'thing '.repeat(100)}` });
     expect(tier).toBe('base');
@@ -173,7 +179,7 @@ const conversion = (by: string): Fault => [[/\bpack2x16float\(/g, 'converted('],
 const operand = (by: string): Fault =>
   [['fn kv_tile_half(at: u32) -> f32 {', `fn kv_tile_half(at: u32) -> f32 { let x = true_kv_tile_half(at); return ${by}; }\nfn true_kv_tile_half(at: u32) -> f32 {`]];
 
-describe('the matrix self-test, with emulated matrices', { timeout: 120_000 }, () => {
+describe('the matrix self-test, with emulated matrices', () => {
   let device: GPUDevice;
   beforeAll(async () => {
     device = await (await (await softwareGpu()).requestAdapter())!.requestDevice({ requiredFeatures: ['subgroups'] });

@@ -464,7 +464,7 @@ describe('in a file', () => {
     expect((await readdir(directory)).sort()).toEqual(['tune.json', 'unreadable.json']);
   });
 
-  test('a lock that its owner left is taken away; one that is held is told of', { timeout: 30_000 }, async () => {
+  test('a lock that its owner left is taken away; one that is held is told of', async () => {
     const file = join(directory, 'tune.json');
     const lock = `${file}.lock`;
     await writeFile(lock, '');
@@ -474,7 +474,7 @@ describe('in a file', () => {
     expect(await readdir(directory)).toEqual(['tune.json']);
   });
 
-  test('written by several processes at once: nothing is lost', { timeout: 120_000 }, async () => {
+  test('written by several processes at once: nothing is lost', async () => {
     const file = join(directory, 'tune.json');
     const store = new URL('../src/tune-file.ts', import.meta.url).href;
     const script = (name: string): string => `

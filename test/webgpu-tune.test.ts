@@ -40,11 +40,9 @@ async function make(options: NodeCreateOptions = {}): Promise<Mla> {
   return mla;
 }
 
-/** Waits for the background: `done` of the instance, a minute at most. */
+/** Waits for the background: `done` of the instance. */
 async function eventually(done: () => boolean): Promise<void> {
-  for (const start = performance.now(); !done(); await new Promise((resolve) => setTimeout(resolve, 20))) {
-    if (performance.now() - start > 60_000) throw new Error('it did not come to pass');
-  }
+  while (!done()) await new Promise((resolve) => setTimeout(resolve, 20));
 }
 
 /** The largest short load, and the smallest medium one. */
@@ -326,19 +324,19 @@ describe('calls of each load, on either side of a boundary', () => {
   }
   const metadata = (mla: Mla, { cacheSeqlens }: DecodeCase): MlaMetadata => mla.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: 16, numHeadsK: 1 });
 
-  test('schedule and kernel agree on either side of the boundary, and the other side’s kernel is there in time', { timeout: 120_000 }, async () => {
+  test('schedule and kernel agree on either side of the boundary, and the other side’s kernel is there in time', async () => {
     await remember('short', 'medium');
     const mla = await make();
     expect(await grid(mla, short)).toEqual([2, 4]);
     const pipelines = async (): Promise<number> => (await mla.memory()).pipelines;
     // Of either load one, and one that merges.
-    for (const start = performance.now(); (await pipelines()) < 3 && performance.now() - start < 60_000; ) await new Promise((resolve) => setTimeout(resolve, 20));
+    while ((await pipelines()) < 3) await new Promise((resolve) => setTimeout(resolve, 20));
     expect(await grid(mla, medium)).toEqual([3, 1]);
     expect(await grid(mla, short)).toEqual([2, 4]);
     expect(await pipelines()).toBe(3);
   });
 
-  test.each(['short', 'medium'] as const)('where only the %s one was tuned the other goes by the fixed choice', { timeout: 120_000 }, async (load) => {
+  test.each(['short', 'medium'] as const)('where only the %s one was tuned the other goes by the fixed choice', async (load) => {
     await remember(load);
     const [mla, fixed] = [await make(), await make({ tune: 'off' })];
     const [shortGrid, mediumGrid] = [await grid(mla, short), await grid(mla, medium)];
@@ -346,7 +344,7 @@ describe('calls of each load, on either side of a boundary', () => {
     else expect([shortGrid, mediumGrid]).toEqual([await grid(fixed, short), [3, 1]]);
   });
 
-  test('metadata made before anything was known serves after', { timeout: 120_000 }, async () => {
+  test('metadata made before anything was known serves after', async () => {
     await remember('short', 'medium');
     const [mla, fixed] = [await make(), await make({ tune: 'off' })];
     for (const [of, tiles] of [[short, 4], [medium, 1]] as const) {
@@ -481,7 +479,7 @@ describe('in the background', () => {
     await eventually(() => mla.info.schedule.tuned !== undefined);
   });
 
-  test('a batch that grows past a boundary is tuned for anew, and its calls go on meanwhile', { timeout: 120_000 }, async () => {
+  test('a batch that grows past a boundary is tuned for anew, and its calls go on meanwhile', async () => {
     const mla = await make({ tune: 'auto' });
     const [short, medium] = atBoundary(4);
     for (const load of ['short', 'medium'] as const) {
@@ -494,7 +492,7 @@ describe('in the background', () => {
     expect(mla.info.schedule.tuned).toMatchObject([{ load: 'short' }, { load: 'medium' }]);
   });
 
-  test.each(['short', 'medium'] as const)('refused memory on a %s load: no call of the caller’s is, and the instance can see why', { timeout: 120_000 }, async (load) => {
+  test.each(['short', 'medium'] as const)('refused memory on a %s load: no call of the caller’s is, and the instance can see why', async (load) => {
     const real = await softwareDevice();
     const uncaught: string[] = [];
     real.addEventListener('uncapturederror', (event) => {

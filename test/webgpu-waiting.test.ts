@@ -1,7 +1,7 @@
 /** Waiting for a device: with rests where it is this machine's processor that computes. */
 import { setImmediate as turn } from 'node:timers/promises';
 import { expect, test, vi } from 'vitest';
-import { GpuContext, type Rest } from '../src/webgpu/device.ts';
+import { GpuContext, openDevice, type Rest } from '../src/webgpu/device.ts';
 
 function context(description: string, rest: Rest, lost: Promise<unknown> = new Promise(() => undefined)): GpuContext {
   const device = { features: new Set(), limits: {}, lost } as unknown as GPUDevice;
@@ -104,4 +104,13 @@ test.each(['null', 'a rejection'])('an error scope of a lost device, which answe
   } as unknown as GPUDevice;
   const gpu = new GpuContext(device, false, {} as GPUAdapterInfo);
   expect(await gpu.watch('trying', () => undefined).fault).toMatchObject({ name: 'MlaError', code: 'device-lost' });
+});
+
+test.each([
+  ['SwiftShader', {}, true], ['Microsoft Basic Render Driver', {}, true], ['llvmpipe (LLVM 19)', {}, true], ['NVIDIA H200', {}, false],
+  ['of a browser that says so of the adapter', { isFallbackAdapter: true }, true], ['of one that says so in its info', { info: { description: 'x', isFallbackAdapter: true } }, true],
+])('%s %j: a program, %s', async (description, told, software) => {
+  const device = { features: new Set(), limits: {}, lost: new Promise(() => undefined), addEventListener: () => undefined };
+  const adapter = { features: new Set(), limits: {}, info: { description }, requestDevice: async () => device, ...told } as unknown as GPUAdapter;
+  expect((await openDevice({ adapter })).software).toBe(software);
 });

@@ -34,6 +34,9 @@ const LIMITS = [
 /** Asked for where the adapter has them. */
 const FEATURES: readonly string[] = ['timestamp-query', 'subgroups', 'shader-f16', 'chromium-experimental-subgroup-matrix'];
 
+/** Adapters that are programs, by their names. */
+const SOFTWARE = /swiftshader|llvmpipe|lavapipe|basic render/i;
+
 /** So long, milliseconds, a loss may stay unsaid after what it has cost. */
 const LOSS_MS = 1000;
 
@@ -70,7 +73,7 @@ export class GpuContext {
   #error: MlaError | undefined;
   #stray: MlaError | undefined;
 
-  constructor(device: GPUDevice, owned: boolean, info: GPUAdapterInfo | undefined, rest?: Rest) {
+  constructor(device: GPUDevice, owned: boolean, info: GPUAdapterInfo | undefined, rest?: Rest, fallback = false) {
     this.device = device;
     this.owned = owned;
     this.limits = readLimits(device.limits);
@@ -81,7 +84,7 @@ export class GpuContext {
     this.subgroupSize = min !== undefined && max !== undefined ? { min, max } : undefined;
     this.matrixConfigs = [...subgroupMatrixConfigs];
     this.name = [info?.description || info?.device, info?.vendor, info?.architecture].filter(Boolean).join(', ') || 'unnamed WebGPU device';
-    this.software = (info as { isFallbackAdapter?: boolean } | undefined)?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe/i.test(this.name);
+    this.software = fallback || (info as { isFallbackAdapter?: boolean } | undefined)?.isFallbackAdapter === true || SOFTWARE.test(this.name);
     this.#rest = this.software ? rest : undefined;
     void device.lost.then((reason) => {
       this.#error ??= new MlaError('device-lost', `the GPU device was lost (${reason.reason || 'unknown'}): ${reason.message || 'no message'}`, { fix: 'Make a new instance with createMla' });
@@ -242,7 +245,8 @@ export async function openDevice(options: DeviceOptions, rest?: Rest): Promise<G
   } catch (error) {
     throw new MlaError('backend-unavailable', `the adapter gave no device: ${(error as Error).message}`, { argument: 'backend', cause: error });
   }
-  return new GpuContext(device, true, adapter.info, rest);
+  // Where browsers said it before it was among what adapters say of themselves.
+  return new GpuContext(device, true, adapter.info, rest, (adapter as { isFallbackAdapter?: boolean }).isFallbackAdapter === true);
 }
 
 /** For good: Dawn's devices must not outlive what they came from, which a caller may hold nowhere else. */

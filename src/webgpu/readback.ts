@@ -1,4 +1,5 @@
 /** Copies device buffers to the host without stopping the queue. */
+import { MlaError } from '../errors.ts';
 import type { GpuContext } from './device.ts';
 import type { DeviceMemory } from './memory.ts';
 import { faultOf, type Storage } from './storage.ts';
@@ -6,7 +7,7 @@ import { faultOf, type Storage } from './storage.ts';
 /** The elements as stored. Segments are laid end to end. @throws MlaError out-of-memory, device-lost */
 export async function readStorage(gpu: GpuContext, memory: DeviceMemory, storage: Storage): Promise<ArrayBuffer> {
   const { device } = gpu;
-  const result = new Uint8Array(storage.byteLength);
+  const result = roomFor(storage.byteLength);
   const copies = storage.buffers.map((buffer, i) => {
     const at = i * storage.blocksPerSegment * storage.rowBytes;
     const bytes = Math.min(storage.byteLength - at, storage.blocksPerSegment * storage.rowBytes);
@@ -40,4 +41,12 @@ export async function readStorage(gpu: GpuContext, memory: DeviceMemory, storage
   }
   for (const { staging } of copies) memory.release(staging);
   return result.buffer;
+}
+
+function roomFor(bytes: number): Uint8Array<ArrayBuffer> {
+  try {
+    return new Uint8Array(bytes);
+  } catch (cause) {
+    throw new MlaError('out-of-memory', 'this process has no room for what is read', { argument: 'tensor', expected: 'fewer bytes', got: `${bytes} B`, cause });
+  }
 }

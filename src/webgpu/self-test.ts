@@ -1,5 +1,5 @@
 /** Runs a small kernel once, to see whether the device does what its features promise. */
-import { firstLine } from '../errors.ts';
+import { MlaError, firstLine } from '../errors.ts';
 import type { GpuContext } from './device.ts';
 
 /**
@@ -38,7 +38,10 @@ export async function runSelfTest(gpu: GpuContext, label: string, code: string, 
     gpu.check();
     if (refused?.code === 'internal') return firstLine(refused.message);
     if (refused) throw refused;
-    return await gpu.settle(mapped);
+    return await gpu.settle(mapped).catch((error: unknown) => {
+      if (error instanceof MlaError && error.code === 'internal') return firstLine(error.message);
+      throw error;
+    });
   } finally {
     for (const made of buffers) made.destroy();
   }

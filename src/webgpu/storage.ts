@@ -27,7 +27,7 @@ export function allocate(spec: TensorSpec, memory: DeviceMemory, limits: KernelL
   // Only a cache may lie in several bindings. A tensor may become one.
   const mayBeCache = spec.shape.length === 4 && elementBytes(spec.dtype) === 2 && spec.argument !== 'q' && spec.argument !== 'out';
   if (byteLength > most && !mayBeCache) {
-    throw new MlaError('limit-exceeded', `${label} is larger than one binding of this device`, { argument: spec.argument, expected: `at most ${most} B`, got: `${byteLength} B`, fix: 'Use smaller batches' });
+    throw new MlaError('limit-exceeded', `${label} is larger than one binding of this device`, { argument: spec.argument, expected: `at most ${most} B`, got: `${byteLength} B` });
   }
   const { segments, blocksPerSegment }: Segmentation =
     byteLength > most ? segmentPool(rows, rowBytes, limits, spec.argument) : { segments: 1, blocksPerSegment: ONE_SEGMENT };

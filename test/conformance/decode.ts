@@ -96,11 +96,12 @@ export function decode(mla: () => Mla, cases: readonly CaseOptions[], oracleFlop
   test('time() measures the calls inside and leaves them right', async () => {
     const c = makeCase({ b: 2, sQ: 1, sK: 140, hQ: 16 });
     let got: Awaited<ReturnType<typeof run>> | undefined;
+    const start = performance.now();
     const { ms, source } = await mla().time(async () => {
       got = await run(mla(), c);
     });
     expect(ms).toBeGreaterThan(0);
-    expect(ms).toBeLessThan(30_000);
+    expect(ms).toBeLessThan(performance.now() - start + 5);
     expect(['device', 'wall']).toContain(source);
     expect(compareDecode(c, oracle(c), got!)).toBeUndefined();
   });

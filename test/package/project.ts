@@ -18,9 +18,12 @@ export interface Ended {
 const ours = /^(npm_(?!config_)|npm_config_local_prefix$|INIT_CWD$|VITEST|NODE_ENV$|NODE_OPTIONS$|NODE_PATH$|VK_(ICD|DRIVER)_)/i;
 const environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => !ours.test(name)));
 
+/** A program that has not ended by then does not end. An install may wait for its registry. */
+const LONGEST_MS = 250_000;
+
 function execute(file: string, args: readonly string[], cwd: string, env: Readonly<Record<string, string>> = {}): Promise<Ended> {
   return new Promise((resolve) => {
-    const child = execFile(file, args, { cwd, env: { ...environment, ...env }, timeout: 60_000, killSignal: 'SIGKILL', maxBuffer: 2 ** 26 }, (error, stdout, stderr) => {
+    const child = execFile(file, args, { cwd, env: { ...environment, ...env }, timeout: LONGEST_MS, killSignal: 'SIGKILL', maxBuffer: 2 ** 26 }, (error, stdout, stderr) => {
       resolve({ status: child.exitCode, stdout, stderr: child.exitCode === null ? `${stderr}${error?.message}` : stderr });
     });
   });
