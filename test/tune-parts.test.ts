@@ -193,7 +193,7 @@ describe('what is right', () => {
       if (done) return value;
     }
   }
-  const right = (of: CheckShape, on: TuneLoad, rows: readonly Row[], dtype: 'bf16' | 'f16' = 'bf16'): RightRow[] => all(rightRows(of, on, new TuneData(dtype, of.dQk), rows));
+  const right = (of: CheckShape, on: TuneLoad, rows: readonly Row[], dtype: 'bf16' | 'f16' = 'bf16'): RightRow[] => all(rightRows(of, on, all(TuneData.make(dtype, of.dQk)), rows));
   /** What is said of a row that came out as another one ought to. */
   const judged = (ought: RightRow, got: RightRow): string | undefined => wrongness(ought, Float32Array.from(got.out), Math.fround(got.lse));
   /** The same load with one entry of its first block table replaced. */
@@ -203,7 +203,7 @@ describe('what is right', () => {
     const on = checkLoad(load('short', narrow));
     const { numBlocks, cacheSeqlens, blockTables } = on;
     const { hQ, hKv, dQk, dV } = narrow;
-    const data = new TuneData(dtype, dQk);
+    const data = all(TuneData.make(dtype, dQk));
     const q = Float32Array.from({ length: cacheSeqlens.length * hQ * dQk }, (_, i) => data.q[data.qAt(i)]!);
     const kvCache = Float32Array.from({ length: numBlocks * TUNE_BLOCK * hKv * dQk }, (_, i) => data.kv[data.kvAt(i)]!);
     const oracle = referenceDecode({ q, kvCache, blockTable: blockTables[0]!, cacheSeqlens, sQ: 1, hQ, hKv, dQk, dV, blockSize: TUNE_BLOCK });
@@ -218,7 +218,7 @@ describe('what is right', () => {
   });
 
   test('numbers: no two tokens begin at one place, nor do two rows of Q, and what goes to the device is what is reckoned with', () => {
-    const data = new TuneData('bf16', 576);
+    const data = all(TuneData.make('bf16', 576));
     expect(data.bits.byteLength).toBe(KV_STRETCH.bytes + Q_STRETCH.bytes);
     for (const width of [48, 64, 288, 512, 576]) {
       const tokens = Math.min(134217728 / 2 / width, KV_STRETCH.bytes / 4);

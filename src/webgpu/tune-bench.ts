@@ -69,14 +69,14 @@ export class TuneBench {
   readonly #load: TuneLoad;
   readonly #check: TuneLoad;
   readonly #turn: Turn;
-  readonly #numbers: () => TuneData;
+  readonly #numbers: () => Generator<void, TuneData>;
   readonly #timer: Timer;
   readonly #owned: Allocation[] = [];
   #ground: Ground | undefined;
   /** The first trial that could be measured; the others' measure. */
   #first: { readonly trial: Trial; readonly ms: number } | undefined;
 
-  constructor(device: TuneDevice, { rows, hKv, dQk, dV, dtype }: ShapeClass, load: TuneLoad, turn: Turn, numbers = (): TuneData => new TuneData(dtype, dQk)) {
+  constructor(device: TuneDevice, { rows, hKv, dQk, dV, dtype }: ShapeClass, load: TuneLoad, turn: Turn, numbers = (): Generator<void, TuneData> => TuneData.make(dtype, dQk)) {
     this.#device = device;
     this.#shape = { sQ: 1, hQ: rows * hKv, hKv, dQk, dV, dtype };
     this.#load = load;
@@ -102,8 +102,8 @@ export class TuneBench {
     const [out, lse, nan] = [await this.#take(b * hQ * dV * 2), await this.#take(b * hQ * 4), await this.#take(dV * 2)];
     // The numbers go over once; the device copies them.
     const numbers = await this.#take(Q_STRETCH.at + Q_STRETCH.bytes);
-    const data = await withTurn(this.#turn, async () => {
-      const data = this.#numbers();
+    const data = await inSlices(this.#turn, this.#numbers());
+    await withTurn(this.#turn, async () => {
       this.#device.gpu.device.queue.writeBuffer(numbers, 0, data.bits);
       const refused = await this.#submit((encoder) => {
         for (const [buffer, total, { at, bytes }] of [[kv, kvBytes, KV_STRETCH], [q, qBytes, Q_STRETCH]] as const) {
@@ -111,7 +111,6 @@ export class TuneBench {
         }
       });
       if (refused) throw refused;
-      return data;
     });
     const right = await inSlices(this.#turn, rightResults(this.#shape, this.#load, this.#check, data));
     const staging = await this.#granted(this.#device.memory.staging(checkBytes(this.#shape, right)));

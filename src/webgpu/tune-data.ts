@@ -18,6 +18,7 @@ const KV_WORDS = 262_139;
 const Q_WORDS = 32_749;
 export const KV_STRETCH: Stretch = { at: 0, bytes: 4 * KV_WORDS };
 export const Q_STRETCH: Stretch = { at: KV_STRETCH.bytes, bytes: 4 * Q_WORDS };
+const STEP = 1 << 14;
 /** Numbers lie between this and its negative: then their deviation is 1. */
 const LARGEST = Math.sqrt(3);
 
@@ -28,13 +29,23 @@ export class TuneData {
   readonly kv: Float32Array;
   readonly q: Float32Array;
 
-  constructor(dtype: 'bf16' | 'f16', width: number) {
+  /** Works them out, in steps of a millisecond or two. */
+  static *make(dtype: 'bf16' | 'f16', width: number): Generator<void, TuneData> {
     const random = seededRandom(1);
     const values = new Float32Array((KV_STRETCH.bytes + Q_STRETCH.bytes) / 2);
-    for (let i = 0; i < values.length; i++) values[i] = LARGEST * (2 * random() - 1);
-    this.bits = new Uint16Array(values.length);
-    encode16(dtype, values, this.bits);
-    decode16(dtype, this.bits, values);
+    const bits = new Uint16Array(values.length);
+    for (let at = 0; at < values.length; at += STEP) {
+      const [some, their] = [values.subarray(at, at + STEP), bits.subarray(at, at + STEP)];
+      for (let i = 0; i < some.length; i++) some[i] = LARGEST * (2 * random() - 1);
+      encode16(dtype, some, their);
+      decode16(dtype, their, some);
+      yield;
+    }
+    return new TuneData(bits, values, width);
+  }
+
+  private constructor(bits: Uint16Array<ArrayBuffer>, values: Float32Array, width: number) {
+    this.bits = bits;
     const unrolled = ({ at, bytes }: Stretch): Float32Array => {
       const stretch = values.subarray(at / 2, (at + bytes) / 2);
       const all = new Float32Array(stretch.length + width);

@@ -288,7 +288,10 @@ export class Tuner {
 /** Makes the benches of a class, which work on the same numbers. */
 function benches(device: TuneDevice, shape: ShapeClass, turn: Turn): (load: TuneLoad) => TuneBench {
   let data: TuneData | undefined;
-  return (load) => new TuneBench(device, shape, load, turn, () => (data ??= new TuneData(shape.dtype, shape.dQk)));
+  const numbers = function* (): Generator<void, TuneData> {
+    return (data ??= yield* TuneData.make(shape.dtype, shape.dQk));
+  };
+  return (load) => new TuneBench(device, shape, load, turn, numbers);
 }
 
 async function withBench<T>(bench: TuneBench, use: (bench: TuneBench) => Promise<T>): Promise<T> {

@@ -1,0 +1,4 @@
+/** The subgroup tier on this machine's GPU without bounds checks in shaders, as Node has it where nothing is said. */
+import { suiteOn } from './tier.ts';
+
+await suiteOn('subgroup', 'unchecked');
