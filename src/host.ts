@@ -47,10 +47,10 @@ export class MlaHost implements Mla {
 
   async flashMlaWithKvCache(args: DecodeArgs): Promise<DecodeResult> {
     this.#checkAlive();
-    const { problem, cacheSeqlens, blockTable, maxBlocksPerSeq, softmaxScale, causal } = checkDecode(args);
+    const { problem, metadata: given, cacheSeqlens, blockTable, maxBlocksPerSeq, softmaxScale, causal } = checkDecode(args);
     for (const name of ['q', 'kvCache', 'blockTable', 'cacheSeqlens', 'out', 'lse'] as const) this.#checkOwner(args[name], name);
     const { b, sQ, hQ, hKv, dV, dtype, blockSize } = problem;
-    const metadata = args.metadata ?? this.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: (sQ * hQ) / hKv, numHeadsK: hKv, blockSize });
+    const metadata = given ?? this.getMlaMetadata({ cacheSeqlens, numQTokensPerHeadK: (sQ * hQ) / hKv, numHeadsK: hKv, blockSize });
 
     const borrowed: DeviceTensor[] = [];
     const made: DeviceTensor[] = [];

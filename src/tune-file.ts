@@ -1,6 +1,6 @@
 /** Tuning remembered in Node: one JSON file in the user's cache directory. */
 import { randomBytes } from 'node:crypto';
-import { mkdir, open, readFile, rename, rm, stat, unlink, writeFile } from 'node:fs/promises';
+import { link, mkdir, readFile, rename, rm, unlink, writeFile } from 'node:fs/promises';
 import { homedir, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -28,9 +28,8 @@ function homeDirectory(): string {
 
 /** Another process writes in a millisecond or two. */
 const LOCK_POLL_MS = 5;
+/** A lock that stays the same for so many polls was left by a process that ended without a word: some seconds. */
 const LOCK_POLLS = 400;
-/** Whoever has locked it for so long has ended without a word. */
-const LOCK_STALE_MS = 10_000;
 
 /** Writes of this process to one file, one after the other: each reads what the one before wrote. */
 const writing = new Map<string, Promise<unknown>>();
@@ -45,7 +44,7 @@ export function fileStore(file: string = join(cacheDirectory(), 'tune.json')): T
     place: file,
     load: () => read(file).catch(() => new Map()),
     save: (key, choice) => inTurn(() => locked(file, async () => write(file, new Map(await read(file)).set(key, choice)))),
-    forget: () => inTurn(() => rm(file, { force: true })),
+    forget: () => inTurn(() => locked(file, () => rm(file, { force: true }))),
   };
 }
 
@@ -79,22 +78,37 @@ async function read(file: string): Promise<Map<string, Remembered>> {
 async function locked(file: string, work: () => Promise<void>): Promise<void> {
   await mkdir(dirname(file), { recursive: true });
   const lock = `${file}.lock`;
-  for (let polls = 0; ; polls++, await sleep(LOCK_POLL_MS)) {
-    try {
-      await (await open(lock, 'wx')).close();
-      break;
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-      const since = (await stat(lock).catch(() => undefined))?.mtimeMs ?? Date.now();
-      if (Date.now() - since > LOCK_STALE_MS) await rm(lock, { force: true });
-      else if (polls >= LOCK_POLLS) throw new Error(`${lock} is another process's, and stays`);
-    }
+  const own = `${process.pid}-${randomBytes(8).toString('hex')}`;
+  let [theirs, polls]: [owner: string | undefined, polls: number] = [undefined, 0];
+  while (!(await taken(lock, own))) {
+    const owner = await readFile(lock, 'utf8').catch(() => undefined);
+    [theirs, polls] = owner === theirs ? [theirs, polls + 1] : [owner, 0];
+    if (polls >= LOCK_POLLS) await dropLock(lock, owner);
+    else await sleep(LOCK_POLL_MS);
   }
   try {
     await work();
   } finally {
-    await rm(lock, { force: true });
+    await dropLock(lock, own);
   }
+}
+
+async function taken(lock: string, own: string): Promise<boolean> {
+  try {
+    await writeFile(lock, own, { flag: 'wx' });
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
+    throw error;
+  }
+}
+
+/** Takes away the lock of `owner`, and nobody else's: another process may have taken it away, and a third one its place. */
+async function dropLock(lock: string, owner: string | undefined): Promise<void> {
+  const aside = `${lock}.${randomBytes(4).toString('hex')}`;
+  if (!(await rename(lock, aside).then(() => true, () => false))) return;
+  if ((await readFile(aside, 'utf8').catch(() => undefined)) !== owner) await link(aside, lock).catch(() => undefined);
+  await rm(aside, { force: true });
 }
 
 /** Whole or not at all: other processes read it too. */

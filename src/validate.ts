@@ -16,6 +16,8 @@ export interface Problem extends DecodeShape {
 
 export interface CheckedDecode {
   readonly problem: Problem;
+  /** A copy, where it was given. */
+  readonly metadata: MlaMetadata | undefined;
   readonly cacheSeqlens: Int32Array;
   /** [b, maxBlocksPerSeq] */
   readonly blockTable: Int32Array;
@@ -149,10 +151,10 @@ export function checkDecode(args: DecodeArgs): CheckedDecode {
   if (args.causal !== undefined && typeof args.causal !== 'boolean') {
     throw new MlaError('invalid-argument', 'not a boolean', { argument: 'causal', expected: 'true or false', got: describe(args.causal) });
   }
-  if (args.metadata !== undefined) checkMetadata(args.metadata, problem, seqlens);
+  const metadata = args.metadata === undefined ? undefined : checkMetadata(args.metadata, problem, seqlens);
   checkOutput(args.out, 'out', dtype, [b, sQ, hQ, dV]);
   checkOutput(args.lse, 'lse', 'f32', [b, hQ, sQ]);
-  return { problem, cacheSeqlens: seqlens, blockTable: table.data, maxBlocksPerSeq, softmaxScale: scale, causal: args.causal ?? false };
+  return { problem, metadata, cacheSeqlens: seqlens, blockTable: table.data, maxBlocksPerSeq, softmaxScale: scale, causal: args.causal ?? false };
 }
 
 function kvDType(dtype: DType, argument: string): KvDType {
@@ -208,12 +210,11 @@ function checkBlockTable(table: Int32Array, maxBlocksPerSeq: number, seqlens: In
   }
 }
 
-function checkMetadata(metadata: MlaMetadata, { sQ, hQ, hKv, blockSize }: Problem, seqlens: Int32Array): void {
+/** @returns the metadata as it was when it was first used. What becomes of a caller's object after that changes nothing. */
+function checkMetadata(given: MlaMetadata, { sQ, hQ, hKv, blockSize }: Problem, seqlens: Int32Array): MlaMetadata {
+  const metadata = sound.get(given) ?? soundCopy(given);
   const mismatch = (field: string, expected: string, got: string): MlaError =>
     new MlaError('metadata-mismatch', 'made for another call', { argument: `metadata.${field}`, expected, got, fix: 'Call getMlaMetadata with this step’s lengths and shape' });
-  if (typeof metadata !== 'object' || metadata === null || !(metadata.cacheSeqlens instanceof Int32Array) || !(metadata.order instanceof Int32Array)) {
-    throw new MlaError('invalid-argument', 'not metadata', { argument: 'metadata', expected: 'the result of getMlaMetadata', got: describe(metadata) });
-  }
   const rows = (sQ * hQ) / hKv;
   if (metadata.numQTokensPerHeadK !== rows) throw mismatch('numQTokensPerHeadK', String(rows), String(metadata.numQTokensPerHeadK));
   if (metadata.numHeadsK !== hKv) throw mismatch('numHeadsK', String(hKv), String(metadata.numHeadsK));
@@ -222,14 +223,22 @@ function checkMetadata(metadata: MlaMetadata, { sQ, hQ, hKv, blockSize }: Proble
   for (let i = 0; i < seqlens.length; i++) {
     if (metadata.cacheSeqlens[i] !== seqlens[i]) throw mismatch(`cacheSeqlens[${i}]`, String(seqlens[i]), String(metadata.cacheSeqlens[i]));
   }
-  if (sound.has(metadata)) return;
-  const fault = faultOfSchedule(metadata);
-  if (fault !== undefined) throw new MlaError('invalid-argument', 'not as getMlaMetadata made it', { argument: 'metadata', expected: 'the result of getMlaMetadata, unchanged', got: fault });
-  sound.add(metadata);
+  return metadata;
 }
 
-/** Seen to be sound: once a step, not once a layer. */
-const sound = new WeakSet<MlaMetadata>();
+/** By what callers hold: once a step, not once a layer. */
+const sound = new WeakMap<MlaMetadata, MlaMetadata>();
+
+function soundCopy(given: MlaMetadata): MlaMetadata {
+  const refuse = (got: string): MlaError => new MlaError('invalid-argument', 'not metadata', { argument: 'metadata', expected: 'the result of getMlaMetadata, unchanged', got });
+  if (typeof given !== 'object' || given === null || !(given.cacheSeqlens instanceof Int32Array) || !(given.order instanceof Int32Array)) throw refuse(describe(given));
+  const fault = faultOfSchedule(given);
+  if (fault !== undefined) throw refuse(fault);
+  const { tileSchedulerMetadata, order, numSplits, cacheSeqlens, ...rest } = given;
+  const copy = { ...rest, tileSchedulerMetadata: tileSchedulerMetadata.slice(), order: order.slice(), numSplits: numSplits.slice(), cacheSeqlens: cacheSeqlens.slice() };
+  sound.set(given, copy);
+  return copy;
+}
 
 function checkOutput(tensor: unknown, argument: string, dtype: DType, shape: readonly number[]): void {
   if (tensor === undefined) return;

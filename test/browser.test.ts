@@ -201,6 +201,31 @@ describe('worker', () => {
     expect(lengths).toEqual([8, 0, '1,1,1,1,1,1,1,1', '2,2,2,2,2,2,2,2']);
   });
 
+  test('a script that serves late, and several instances of it', async () => {
+    const read = await page.evaluate(async () => {
+      const worker = new Worker('/late-worker.js', { type: 'module' });
+      const both = await Promise.all([flashmla.connect(worker, { backend: 'cpu' }), flashmla.connect(worker, { backend: 'cpu' })]);
+      const third = await flashmla.connect(worker, { backend: 'cpu' });
+      const tensors = await Promise.all([...both, third].map((mla, i) => mla.tensor({ data: Float32Array.of(i), shape: [1] })));
+      const numbers = await Promise.all(tensors.map(async (tensor) => (await tensor.read())[0]));
+      await Promise.all([...both, third].map((mla) => mla.destroy()));
+      worker.terminate();
+      return numbers;
+    });
+    expect(read).toEqual([0, 1, 2]);
+    expect(events).toEqual([]);
+  });
+
+  test('a worker that was terminated, of which nobody is told: destroy resolves all the same', async () => {
+    await page.evaluate(async () => {
+      const worker = new Worker('/worker.js', { type: 'module' });
+      const mla = await flashmla.connect(worker, { backend: 'cpu' });
+      worker.terminate();
+      await mla.destroy();
+    });
+    expect(events).toEqual([]);
+  });
+
   test('a script that is not there is an error, not a wait', async () => {
     const code = await page.evaluate(() =>
       flashmla.connect(new Worker('/no-such-worker.js', { type: 'module' })).then(() => 'connected', (error: { code?: string }) => error.code),

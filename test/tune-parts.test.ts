@@ -1,6 +1,6 @@
 /** Parts of tuning that need no device: classes, keys, loads, the search and what is remembered where. */
 import { execFile } from 'node:child_process';
-import { mkdir, mkdtemp, readFile, readdir, rm, symlink, utimes, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, readdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -376,7 +376,7 @@ describe('the tuner', () => {
     const remembered = new Map([[`a | ${shapeClass(shape)}`, wide], ['a | bf16 576/512, 128 rows, 1 KV head', wide], [`b | ${shapeClass({ ...shape, load: 'short' })}`, wide]]);
     const tuner = new Tuner({
       device: { traits, schedule: { slots: 264, rowTiles: [64], minTokensPerPart: 64 } } as Partial<TuneDevice> as TuneDevice, mode: 'stored',
-      store: { ...noStore('a test'), load: async () => remembered }, prefix: 'a | ', onChange: () => undefined,
+      store: { ...noStore('a test'), load: async () => remembered }, prefix: 'a | ', site: 'a', onChange: () => undefined,
     });
     await tuner.load();
     expect(tuner.config(shape)?.key).toBe(wide.config);
@@ -464,14 +464,18 @@ describe('in a file', () => {
     expect((await readdir(directory)).sort()).toEqual(['tune.json', 'unreadable.json']);
   });
 
-  test('a lock that its owner left is taken away; one that is held is told of', async () => {
+  test('a lock that its owner left is taken away; one that is given back is waited for', async () => {
     const file = join(directory, 'tune.json');
     const lock = `${file}.lock`;
-    await writeFile(lock, '');
-    expect(await fileStore(file).save('one', choice)).toBe(`${file}: ${lock} is another process's, and stays`);
-    await utimes(lock, new Date(0), new Date(0));
+    await writeFile(lock, 'a process that is no more');
     expect(await fileStore(file).save('one', choice)).toBeUndefined();
-    expect(await readdir(directory)).toEqual(['tune.json']);
+    await writeFile(lock, 'a process that is at work');
+    const forgetting = fileStore(file).forget();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    expect(await readFile(file, 'utf8')).toContain('one');
+    await rm(lock);
+    expect(await forgetting).toBeUndefined();
+    expect(await readdir(directory)).toEqual([]);
   });
 
   test('written by several processes at once: nothing is lost', async () => {

@@ -391,12 +391,60 @@ describe('in the background', () => {
     const going = new Promise<void>((resolve) => (went = resolve));
     const measuring = one.time(() => going).catch(() => undefined);
     await run(other, c);
+    await other.finished();
+    // What it would take first is memory.
+    const { allocated } = await other.memory();
     await new Promise((resolve) => setTimeout(resolve, 1000));
-    expect(other.info.schedule.tuned).toBeUndefined();
+    expect((await other.memory()).allocated).toBe(allocated);
     await one.destroy();
     await eventually(() => other.info.schedule.tuned !== undefined);
     went();
     await measuring;
+  });
+
+  test('who asks of one instance while another one has the turn is told of the end of theirs at once', async () => {
+    const [one, other] = [await make(), await make()];
+    const measuring = other.tune(TINY);
+    const asked = expectRefusal(() => one.tune({ ...TINY, load: 'medium' }), 'destroyed');
+    await one.destroy();
+    let measured = false;
+    void measuring.then(() => (measured = true));
+    await asked;
+    expect(measured).toBe(false);
+    expect(await measuring).toMatchObject([{ source: 'measured' }]);
+  });
+
+  test('who asks takes what another instance has found meanwhile', async () => {
+    const both = [await make(), await make({ tier: 'base' }), await make()];
+    const reports = await Promise.all(both.map((mla) => tuneOne(mla, TINY)));
+    // Another tier has other configurations; but of one device all measure in turn.
+    expect(reports.map(({ source }) => source)).toEqual(['measured', both[1]!.info.tier === both[0]!.info.tier ? 'remembered' : 'measured', 'remembered']);
+    expect(reports[2]!.chosen).toEqual(reports[0]!.chosen);
+  });
+
+  test('what another instance has found is compiled before it is used', async () => {
+    await (await make()).tune(TINY);
+    const written = await readFile(file(), 'utf8');
+    const { format, choices } = JSON.parse(written) as { format: number; choices: Record<string, { config: string }> };
+    const [[key, choice]] = Object.entries(choices) as [[string, { config: string }]];
+    await rm(file());
+    const device = await softwareDevice();
+    let compiledAtOnce: string[] = [];
+    const watched = altered(device, {
+      createComputePipeline: (descriptor: GPUComputePipelineDescriptor) => {
+        compiledAtOnce.push(descriptor.label ?? '');
+        return device.createComputePipeline(descriptor);
+      },
+    });
+    const mla = await make({ device: watched, tune: 'auto' });
+    const fits = (await tuneOne(await make({ tune: 'off' }), TINY)).trials.map(({ config }) => config);
+    await run(mla, c);
+    const other = fits.find((config) => !compiledAtOnce.some((label) => label.includes(config)))!;
+    await writeFile(file(), JSON.stringify({ format, choices: { [key]: { ...choice, config: other } } }));
+    compiledAtOnce = [];
+    await eventually(() => mla.info.schedule.tuned !== undefined);
+    expectRight(c, await run(mla, c));
+    expect(compiledAtOnce.filter((label) => label.startsWith('decode '))).toEqual([]);
   });
 
   test('rows of a prompt’s chunk are not tuned unasked', async () => {

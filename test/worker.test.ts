@@ -76,6 +76,33 @@ describe('several instances of one worker', () => {
     await mla.destroy();
   });
 
+  test('many at once, of which some are collected, listen to their worker once, and in the end not at all', async () => {
+    const warnings: Error[] = [];
+    const note = (warning: Error): void => void warnings.push(warning);
+    process.on('warning', note);
+    let alive = 0;
+    const { ours, theirs } = channel();
+    serve(async () => {
+      const backend = await createBackend({ backend: 'cpu' });
+      alive++;
+      return altered(backend, { destroy: async () => void (alive--, await backend.destroy()) });
+    }, theirs);
+    const listeners = (): number => ['exit', 'close', 'error', 'message'].reduce((count, event) => count + ours.listenerCount(event), 0);
+    const before = listeners();
+    const kept = await connect(ours);
+    const one = listeners();
+    await (async () => {
+      for (let i = 0; i < 12; i++) await connect(ours);
+    })();
+    expect([alive, listeners()]).toEqual([13, one]);
+    while (alive > 1) await collectGarbage();
+    await kept.destroy();
+    expect(alive).toBe(0);
+    process.off('warning', note);
+    expect(warnings).toEqual([]);
+    expect(before).toBeLessThan(one);
+  });
+
   test('one that nobody holds any more is freed over there', async () => {
     let freed = 0;
     const { ours, theirs } = channel();
@@ -102,7 +129,7 @@ describe('several instances of one worker', () => {
       return altered(backend, { destroy: async () => void (freed++, await backend.destroy()) });
     }, theirs);
     const { port1, port2 } = new MessageChannel();
-    ours.postMessage({ type: CONNECT, port: port2 }, [port2]);
+    ours.postMessage({ type: CONNECT, id: 'one', port: port2 }, [port2]);
     port1.postMessage({ id: 'open', type: 'APPLY', path: ['open'], argumentList: [{ type: 'RAW', value: {} }] });
     await new Promise((resolve) => setTimeout(resolve, 20));
     port1.close();
@@ -138,6 +165,19 @@ describe('worker protocol', () => {
     const { ours, theirs } = channel();
     serve(() => createBackend({ backend: 'cpu' }), theirs);
     await expectRefusal(() => connect(ours, { gpu: { requestAdapter: () => null } } as never), 'invalid-argument', 'options');
+  });
+
+  test('a worker that has ended before', async () => {
+    const worker = new Worker('', { eval: true });
+    await new Promise((resolve) => worker.once('exit', resolve));
+    await expectRefusal(() => connect(worker), 'backend-unavailable', 'worker');
+  });
+
+  test('a worker that does not answer destroy: it is left', async () => {
+    const { mla } = await connected(() => ({ destroy: () => new Promise<void>(() => undefined) }));
+    const start = performance.now();
+    await mla.destroy();
+    expect(performance.now() - start).toBeGreaterThan(1000);
   });
 
   test('of a worker that ends by an error the error is told', async () => {

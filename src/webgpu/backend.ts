@@ -94,6 +94,7 @@ class WebGpuBackend implements Backend {
         version: VERSION, vendor, architecture, device: gpu.name, tier: tier.tier,
         variant: `${limits.maxComputeWorkgroupStorageSize} B, ${limits.maxComputeInvocationsPerWorkgroup} threads ${variant}`.trim(),
       }),
+      site: [vendor, architecture, gpu.name].join(' | '),
       onWrong: (key, why) => this.#decodes.fault(key, why),
       onChange: () => {
         this.#decodes.retuned();

@@ -134,11 +134,18 @@ export class GpuContext {
       return value;
     } catch (error) {
       if (error instanceof MlaError) throw error;
+      this.check();
       // A lost device rejects its promises shortly before it says that it is lost.
-      await this.#owed.wait(new Promise((resolve) => setTimeout(resolve, LOSS_MS)));
+      let timer: ReturnType<typeof setTimeout> | undefined;
+      await this.#owed.wait(new Promise((resolve) => (timer = setTimeout(resolve, LOSS_MS)))).finally(() => clearTimeout(timer));
       this.check();
       throw new MlaError('internal', `the device refused: ${(error as Error).message}`, { cause: error });
     }
+  }
+
+  /** As `work`, or rejects once the device is lost: of what others do for it, and nobody rests for. */
+  owe<T>(work: Promise<T>): Promise<T> {
+    return this.#owed.wait(work);
   }
 
   /** As `outcome`; this thread rests meanwhile where there is reason to. */
@@ -176,7 +183,8 @@ export class GpuContext {
           // A device that is gone has nothing to say of it.
           return error ? gpuError(error, what) : this.#lost;
         },
-        () => this.#error,
+        // Only a lost device rejects here, which may not have said so.
+        (cause: unknown) => this.wait(Promise.reject(cause as Error)).then(() => undefined, (error: MlaError) => error),
       );
   }
 

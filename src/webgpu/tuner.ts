@@ -5,6 +5,7 @@
 import type { TuneOp } from '../backend.ts';
 import { MlaError } from '../errors.ts';
 import type { TuneChoice, TunedSchedule, TuneReport } from '../mla.ts';
+import { Owed } from '../owed.ts';
 import { partsTarget } from '../schedule.ts';
 import { parseShapeClass, shapeClass, type ShapeClass } from '../shape-class.ts';
 import type { Remembered, TuneStore } from '../tune-store.ts';
@@ -44,6 +45,8 @@ export interface TunerOptions {
   readonly store: TuneStore;
   /** What of the store is this device's. */
   readonly prefix: string;
+  /** The device's name: instances of one measure one after the other. */
+  readonly site: string;
   /** Told of every new choice. */
   readonly onChange: () => void;
   /** Told of every configuration whose results were wrong where another one's were right, and of what was. */
@@ -58,6 +61,8 @@ export class Tuner {
   /** Configurations whose results were wrong, now or in what is remembered, and what was wrong. */
   readonly #wrong = new Map<string, string>();
   readonly #site: TuneSite;
+  /** Ends with this instance: what is asked of it may be others' turn. */
+  readonly #owed = new Owed();
   #lastBatch = 0;
   #lastCall = 0;
   /** Measurements of the caller's that are under way. */
@@ -68,28 +73,54 @@ export class Tuner {
 
   constructor(options: TunerOptions) {
     this.#options = options;
-    this.#site = TuneSite.of(options.prefix);
+    this.#site = TuneSite.of(options.site);
   }
 
   /** Reads what is remembered. Configurations that are no more, or do not fit, and more slots than are ever tried count as not remembered. */
   async load(): Promise<void> {
-    const { mode, store, prefix, device } = this.#options;
-    if (mode === 'off') return;
-    const ours = [...(await store.load())].filter(([key]) => key.startsWith(prefix));
-    for (const [, { wrong = {} }] of ours) this.#refuse(Object.entries(wrong));
-    for (const [key, { wrong: _, ...choice }] of ours) {
-      const shape = parseShapeClass(key.slice(prefix.length));
-      if (!shape || this.#known.has(shapeClass(shape))) continue;
-      const config = this.#candidates(shape).fits.find((fit) => fit.key === choice.config);
-      if (config && choice.slots <= Math.max(...slotLadder(device.schedule.slots))) this.#learn({ shape, choice, config, note: `remembered in ${store.place}` });
-    }
+    for (const known of await this.#remembered()) this.#learn(known);
   }
 
+  async #remembered(): Promise<Known[]> {
+    const { mode, store, prefix, device } = this.#options;
+    if (mode === 'off') return [];
+    const ours = [...(await store.load())].filter(([key]) => key.startsWith(prefix));
+    for (const [, { wrong = {} }] of ours) this.#refuse(Object.entries(wrong));
+    return ours.flatMap(([key, { config: named, slots, ms }]) => {
+      const shape = parseShapeClass(key.slice(prefix.length));
+      const choice = { config: named, slots, ms };
+      const config = shape && this.#candidates(shape).fits.find((fit) => fit.key === choice.config);
+      return config && choice.slots <= Math.max(...slotLadder(device.schedule.slots)) ? [{ shape, choice, config, note: `remembered in ${store.place}` }] : [];
+    });
+  }
+
+  /** What another instance, here or elsewhere, has found of a class since this one looked. */
+  async #recall(name: string, kv?: Segmentation): Promise<Known | undefined> {
+    const found = (await this.#remembered()).find(({ shape }) => shapeClass(shape) === name);
+    if (found && kv) await this.#compile(found, kv);
+    this.#check();
+    if (found) this.#learn(found);
+    return found;
+  }
+
+  /** The caller's cache may be laid out otherwise than the tuner's: its next step must not wait for a compiler. */
+  async #compile({ shape, config }: Pick<Known, 'shape' | 'config'>, kv: Segmentation): Promise<void> {
+    const { kernels, traits } = this.#options.device;
+    await compileDecode(kernels, shape, config, traits, kv);
+  }
+
+  /** What is known of classes that they were best for is known no more. */
   #refuse(wrong: readonly (readonly [config: string, why: string])[]): void {
     for (const [config, why] of wrong) {
       if (this.#wrong.has(config)) continue;
       this.#wrong.set(config, why);
+      for (const [name, known] of this.#known) {
+        if (known.choice.config !== config) continue;
+        this.#known.delete(name);
+        this.#begun.delete(name);
+      }
       this.#options.onWrong?.(config, why);
+      this.#options.onChange();
     }
   }
 
@@ -133,11 +164,12 @@ export class Tuner {
     // What the background waits with keeps no program from ending; but now somebody waits for it.
     const hold = setInterval(() => undefined, HOLD_MS);
     try {
-      return await this.#site.inTurn(async () => {
-        const known = this.#known.get(name);
+      return await this.#orEnded(this.#site.inTurn(async () => {
+        this.#check();
+        const known = this.#known.get(name) ?? (again ? undefined : await this.#recall(name));
         if (!known || again) return this.#measure(shape, async () => this.#check());
         return { shapeClass: name, load: shape.load, source: 'remembered', trials: [], chosen: known.choice, note: known.note };
-      });
+      }));
     } catch (error) {
       // What a destroyed or lost device says of its parts is not what happened.
       this.#check();
@@ -165,6 +197,7 @@ export class Tuner {
   /** Ends what is under way at its next step, and all to come. */
   cancel(): void {
     this.#cancelled = true;
+    this.#owed.end(destroyed());
     while (this.#timing > 0) this.timingEnded();
   }
 
@@ -173,11 +206,14 @@ export class Tuner {
     this.#options.onChange();
   }
 
-  /** Unless another instance, here or elsewhere, has found out what is best meanwhile. */
+  /** `work`, which may be others' and go on; or rejects as this instance, or its device, is gone. */
+  #orEnded<T>(work: Promise<T>): Promise<T> {
+    return this.#options.device.gpu.owe(this.#owed.wait(work));
+  }
+
   async #measureBehind(shape: ShapeClass, kv: Segmentation): Promise<TuneReport | undefined> {
     this.#check();
-    await this.load();
-    return this.#known.has(shapeClass(shape)) ? undefined : this.#measure(shape, () => this.#quiet(), kv);
+    return (await this.#recall(shapeClass(shape), kv)) ? undefined : this.#measure(shape, () => this.#quiet(), kv);
   }
 
   async #measure(shape: ShapeClass, turn: Turn, kv?: Segmentation): Promise<TuneReport> {
@@ -192,8 +228,7 @@ export class Tuner {
     const wrong = trials.flatMap(({ config: key, refused }) => (refused?.startsWith(WRONG) ? [[key, refused] as const] : []));
     // Where none is right, what all have in common may be wrong: there is nothing better to serve with.
     if (config) this.#refuse(wrong);
-    // The caller's cache may be laid out otherwise: its next step must not wait for a compiler.
-    if (config && kv) await compileDecode(device.kernels, shape, config, device.traits, kv);
+    if (config && kv) await this.#compile({ shape, config }, kv);
     this.#check();
     const report = { shapeClass: name, load: shape.load, trials, ...loadCost(shape, load), timing } as const;
     if (!chosen || !config) return { ...report, source: 'none', note: 'no configuration could be measured' };
@@ -263,7 +298,7 @@ export class Tuner {
 
   /** @throws MlaError destroyed, device-lost */
   #check(): void {
-    if (this.#cancelled) throw new MlaError('destroyed', 'this instance was destroyed', { argument: 'mla' });
+    if (this.#cancelled) throw destroyed();
     this.#options.device.gpu.check();
   }
 
@@ -283,6 +318,10 @@ export class Tuner {
     this.#site.batch = new Promise((resolve) => (done = resolve));
     return done;
   }
+}
+
+function destroyed(): MlaError {
+  return new MlaError('destroyed', 'this instance was destroyed', { argument: 'mla' });
 }
 
 /** Makes the benches of a class, which work on the same numbers. */

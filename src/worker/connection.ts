@@ -1,63 +1,50 @@
-/** The caller's end of one instance's port, and what becomes of the worker behind it. */
-import { releaseProxy, wrap, type Endpoint, type Remote } from 'comlink';
+/** The caller's end of one instance's channel to its worker. */
+import { releaseProxy, wrap, type Remote } from 'comlink';
 import type { Backend } from '../backend.ts';
 import { MlaError } from '../errors.ts';
 import type { MlaInfo } from '../mla.ts';
-import { endpointOf, type WorkerLike, type WorkerPort } from './endpoint.ts';
-import { CONNECT, unwrap, type ConnectMessage, type Outcome, type Service, type WorkerOptions } from './protocol.ts';
+import type { Owed } from '../owed.ts';
+import { endpointOf, hasThread, type WorkerLike } from './endpoint.ts';
+import { isReady, offer, unwrap, type Outcome, type Service, type WorkerOptions } from './protocol.ts';
+import { Watch } from './watch.ts';
+
+/** So long, milliseconds, a worker has to say that it has freed what it had: in a browser nobody is told of one that was terminated. */
+const PARTING_MS = 5000;
 
 export class Connection {
-  /** Rejects when nothing that is owed will come: the worker has ended, or its script has failed before it answered. */
-  readonly failed: Promise<never>;
-  readonly #port: WorkerPort;
+  readonly #watch: Watch;
+  readonly #port: MessagePort;
   readonly #service: Remote<Service>;
-  readonly #worker: Endpoint;
-  readonly #listeners: readonly (readonly [event: string, listener: (event: Event) => void])[];
-  /** Apart from the instance, which listeners must not keep from being collected: then the worker frees what it had for it. */
-  readonly #state = { answered: false, ended: false };
 
-  constructor(worker: WorkerLike) {
-    const { port1, port2 } = new MessageChannel();
-    this.#port = port1;
-    this.#worker = endpointOf(worker);
-    const state = this.#state;
-    let said = '';
-    let reject!: (error: MlaError) => void;
-    this.failed = new Promise<never>((_, refuse) => (reject = refuse));
-    this.failed.catch(() => undefined);
-    const ended = (): void => {
-      state.ended = true;
-      reject(new MlaError('backend-unavailable', `the worker has ended${said}`, { argument: 'worker', fix: 'Keep the worker running until destroy() resolves' }));
-    };
-    // What Node's workers and what ports emit; in a browser nobody may be told of a worker that was terminated.
-    this.#listeners = [
-      ['exit', ended],
-      ['close', ended],
-      ['error', (event) => {
-        const message = (event as ErrorEvent).message || 'the script did not load';
-        // In Node an error that nobody caught ends the worker; in a browser one that has answered goes on, and the error is its author's.
-        said = `: ${message}`;
-        if (!state.answered) reject(new MlaError('backend-unavailable', `the worker failed: ${message}`, { argument: 'worker', fix: 'Check the worker script: it must call serve()' }));
-      }],
-    ];
-    for (const [event, listener] of this.#listeners) this.#worker.addEventListener(event, listener);
-    const port = endpointOf(port1);
-    // A port says so too, but not why: the worker's own word first, where it has one.
-    port.addEventListener('close', () => setTimeout(ended));
-    this.#service = wrap<Service>(port);
-    port1.start();
-    // In Node a port keeps its thread alive. Whether a worker does is for whoever made it to say.
-    if ('on' in worker && 'terminate' in worker) (port1 as { unref?(): void }).unref?.();
-    worker.postMessage({ type: CONNECT, port: port2 } satisfies ConnectMessage as never, [port2] as never);
+  private constructor(watch: Watch, port: MessagePort) {
+    this.#watch = watch;
+    this.#port = port;
+    this.#service = wrap<Service>(endpointOf(port));
+  }
+
+  /** @throws MlaError backend-unavailable: the worker ended, or failed, before it served */
+  static async to(worker: WorkerLike): Promise<Connection> {
+    const watch = new Watch(worker);
+    try {
+      return new Connection(watch, await acceptedPort(worker, watch));
+    } catch (error) {
+      watch.close();
+      throw error;
+    }
+  }
+
+  /** Ends when nothing will come any more. */
+  get owed(): Owed {
+    return this.#watch.owed;
   }
 
   /** Has the worker make a backend. @throws MlaError what createMla throws there; invalid-argument for `options` that cannot be posted */
   async open(options: WorkerOptions): Promise<MlaInfo> {
-    const opening = this.#service.open(options).catch((cause: Error) => {
+    const opening = (this.#service.open(options) as Promise<Outcome<MlaInfo>>).catch((cause: Error) => {
       throw new MlaError('invalid-argument', 'they cannot be posted to a worker', { argument: 'options', expected: 'plain data: devices and adapters stay on their thread', got: cause.message, cause });
     });
-    const info = unwrap(await Promise.race([opening, this.failed])) as MlaInfo;
-    this.#state.answered = true;
+    const info = unwrap(await this.owed.wait(opening)) as MlaInfo;
+    this.#watch.answered = true;
     return info;
   }
 
@@ -65,11 +52,60 @@ export class Connection {
     return this.#service.call(method, args) as Promise<Outcome<unknown>>;
   }
 
-  /** Leaves the worker, which frees what it has for this instance. */
-  close(): void {
-    for (const [event, listener] of this.#listeners) this.#worker.removeEventListener(event, listener);
+  /** Leaves the worker, which frees what it has for this instance, once `last` has been answered, or will not be. */
+  async close(last?: Promise<unknown>): Promise<void> {
+    if (last) await this.#answered(last);
+    this.#watch.close();
     // The other end closes the port once it has heard.
-    if (this.#state.ended) this.#port.close();
+    if (this.#watch.over) this.#port.close();
     else this.#service[releaseProxy]();
+  }
+
+  #answered(last: Promise<unknown>): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, PARTING_MS);
+      const done = (): void => {
+        clearTimeout(timer);
+        resolve();
+      };
+      last.then(done, done);
+      this.#watch.onOver = done;
+    });
+  }
+}
+
+/**
+ * A port that the worker has taken. One is offered at once, and another one each time that `serve` tells that it was called: an offer before
+ * that may be lost. The worker takes one of them.
+ */
+async function acceptedPort(worker: WorkerLike, watch: Watch): Promise<MessagePort> {
+  const id = Math.random().toString(36).slice(2);
+  const offered: MessagePort[] = [];
+  let accepted: MessagePort | undefined;
+  try {
+    const accepting = new Promise<MessagePort>((resolve) => {
+      watch.onServing = () => {
+        const { port1, port2 } = new MessageChannel();
+        offered.push(port1);
+        const port = endpointOf(port1);
+        const onMessage = (event: Event): void => {
+          if (!isReady((event as MessageEvent).data)) return;
+          port.removeEventListener('message', onMessage);
+          resolve(port1);
+        };
+        port.addEventListener('message', onMessage);
+        // The worker's own word of its end first, where it has one: a port does not say why.
+        port.addEventListener('close', () => setTimeout(() => port1 === accepted && watch.end()));
+        port1.start();
+        // In Node a port keeps its thread alive. Whether a worker does is for whoever made it to say.
+        if (hasThread(worker)) (port1 as { unref?(): void }).unref?.();
+        offer(worker, id, port2);
+      };
+    });
+    watch.onServing!();
+    return (accepted = await watch.owed.wait(accepting));
+  } finally {
+    watch.onServing = undefined;
+    for (const port of offered) if (port !== accepted) port.close();
   }
 }

@@ -31,3 +31,13 @@ export function endpointOf(worker: WorkerLike): Endpoint {
     },
   };
 }
+
+/** Whether it is a worker itself, the web's or Node's, and no port to one. */
+export function hasThread(worker: WorkerLike): boolean {
+  return 'terminate' in worker;
+}
+
+/** Whether it is a worker of Node's that is no more. */
+export function hasEnded(worker: WorkerLike): boolean {
+  return 'on' in worker && 'threadId' in worker && worker.threadId === -1;
+}

@@ -10,7 +10,7 @@ import { MlaError } from '../errors.ts';
 import { MlaHost } from '../host.ts';
 import type { Mla } from '../mla.ts';
 import { Connection } from './connection.ts';
-import type { WorkerLike } from './endpoint.ts';
+import { hasEnded, type WorkerLike } from './endpoint.ts';
 import type { WorkerOptions } from './protocol.ts';
 import { RemoteBackend } from './remote-backend.ts';
 
@@ -26,11 +26,12 @@ export async function connect(worker: WorkerLike, options: WorkerOptions = {}): 
   if (typeof worker?.postMessage !== 'function') {
     throw new MlaError('invalid-argument', 'not a worker', { argument: 'worker', expected: 'a Worker or MessagePort', got: typeof worker });
   }
-  const connection = new Connection(worker);
+  if (hasEnded(worker)) throw new MlaError('backend-unavailable', 'the worker has ended', { argument: 'worker', fix: 'Make a new one' });
+  const connection = await Connection.to(worker);
   try {
     return new MlaHost(new RemoteBackend(connection, await connection.open(options)));
   } catch (error) {
-    connection.close();
+    await connection.close();
     throw error;
   }
 }

@@ -3,7 +3,6 @@ import { transfer } from 'comlink';
 import type { Backend, DecodeShape, HostData, TensorSpec, TuneOp } from '../backend.ts';
 import { MlaError } from '../errors.ts';
 import type { MemoryStats, MlaInfo, TuneReport } from '../mla.ts';
-import { Owed } from '../owed.ts';
 import type { StepOp } from '../ops.ts';
 import type { Connection } from './connection.ts';
 import { unwrap } from './protocol.ts';
@@ -11,8 +10,6 @@ import { unwrap } from './protocol.ts';
 export class RemoteBackend implements Backend {
   info: MlaInfo;
   readonly #connection: Connection;
-  /** Ends when the worker does, or this side is destroyed: answers that are still owed may not come. */
-  readonly #owed = new Owed();
   /** Why a tensor's creation failed over there: told again to whoever reads it. */
   readonly #faults = new Map<number, unknown>();
   #gone = false;
@@ -20,9 +17,6 @@ export class RemoteBackend implements Backend {
   constructor(connection: Connection, info: MlaInfo) {
     this.#connection = connection;
     this.info = info;
-    // What the worker's listeners hold must not hold this.
-    const owed = this.#owed;
-    connection.failed.catch((error: unknown) => owed.end(error));
   }
 
   async create(spec: TensorSpec, data?: HostData, move?: boolean): Promise<void> {
@@ -62,9 +56,9 @@ export class RemoteBackend implements Backend {
   async destroy(): Promise<void> {
     const done = this.#call('destroy', []);
     this.#gone = true;
-    this.#owed.end(destroyedError());
-    await Promise.race([done, this.#connection.failed]).catch(() => undefined);
-    this.#connection.close();
+    // Answers that are still owed may not come.
+    this.#connection.owed.end(destroyedError());
+    await this.#connection.close(done);
   }
 
   async #call(method: keyof Backend, args: unknown[], moved: Transferable[] = []): Promise<unknown> {
@@ -72,7 +66,7 @@ export class RemoteBackend implements Backend {
     const message = moved.length > 0 ? transfer(args, moved) : args;
     const answer = this.#connection.call(method, message);
     // The answer to `destroy` itself comes after this side has closed.
-    const outcome = await (method === 'destroy' ? answer : this.#owed.wait(answer));
+    const outcome = await (method === 'destroy' ? answer : this.#connection.owed.wait(answer));
     if (outcome.info) this.info = outcome.info;
     return unwrap(outcome);
   }

@@ -7,7 +7,7 @@ import type { MlaInfo } from '../mla.ts';
 import type { StepOp } from '../ops.ts';
 import { runnerOf } from '../run-ops.ts';
 import { endpointOf, type WorkerLike, type WorkerPort } from './endpoint.ts';
-import { CONNECT, outcome, type ConnectMessage, type Service, type WorkerOptions } from './protocol.ts';
+import { offerOf, outcome, ready, serving, type Service, type WorkerOptions } from './protocol.ts';
 
 /**
  * Serves whoever connects, each with a backend of its own. Call it once in the worker.
@@ -15,16 +15,26 @@ import { CONNECT, outcome, type ConnectMessage, type Service, type WorkerOptions
  */
 export function serve(create: (options: WorkerOptions) => Promise<Backend> = createBackend, endpoint?: WorkerLike): void {
   const worker = endpoint ? endpointOf(endpoint) : (globalThis as unknown as Endpoint);
+  /** Instances that have a port. */
+  const taken = new Set<string>();
   worker.addEventListener('message', (event) => {
-    // Other messages are the author's own.
-    const { type, port } = ((event as MessageEvent).data ?? {}) as Partial<ConnectMessage>;
-    if (type === CONNECT && port) serveOne(create, port);
+    const offered = offerOf((event as MessageEvent).data);
+    if (!offered) return;
+    const { id, port } = offered;
+    if (taken.has(id)) {
+      port.close();
+      return;
+    }
+    taken.add(id);
+    serveOne(create, port, () => taken.delete(id));
   });
   // Ports of browsers hold messages back until they are told.
   (endpoint as { start?(): void } | undefined)?.start?.();
+  // What was offered before, while the script still waited for something, is lost. A port keeps what is sent to it, and would keep this.
+  if (!endpoint || endpoint === (globalThis as unknown)) worker.postMessage(serving);
 }
 
-function serveOne(create: (options: WorkerOptions) => Promise<Backend>, port: WorkerPort): void {
+function serveOne(create: (options: WorkerOptions) => Promise<Backend>, port: WorkerPort, onEnd: () => void): void {
   const endpoint = endpointOf(port);
   let backend: Backend | undefined;
   let told: MlaInfo | undefined;
@@ -32,6 +42,7 @@ function serveOne(create: (options: WorkerOptions) => Promise<Backend>, port: Wo
   const end = (): void => {
     if (gone) return;
     gone = true;
+    onEnd();
     port.close();
     void outcome(async () => backend?.destroy());
     backend = undefined;
@@ -64,4 +75,5 @@ function serveOne(create: (options: WorkerOptions) => Promise<Backend>, port: Wo
   // Told where the environment tells it: the other side ended without a word.
   endpoint.addEventListener('close', end);
   expose(service, endpoint);
+  endpoint.postMessage(ready);
 }
