@@ -1,4 +1,6 @@
 /** The worker's protocol, with everything a backend must do on the other side of a message channel: cpu, in this process. */
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
 import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 import { afterAll, describe, expect, test } from 'vitest';
 import type { Backend } from '../src/backend.ts';
@@ -9,6 +11,7 @@ import { connect, serve } from '../src/worker/index.ts';
 import { CONNECT } from '../src/worker/protocol.ts';
 import { few } from './case-lists.ts';
 import { altered } from './altered.ts';
+import { checkBuilt } from './built-cli.ts';
 import { collectGarbage } from './garbage.ts';
 import { conformance } from './conformance.ts';
 import { expectRefusal } from './check.ts';
@@ -179,6 +182,26 @@ describe('worker protocol', () => {
     await mla.destroy();
     expect(performance.now() - start).toBeGreaterThan(1000);
   });
+
+  test.each([['is used and left', 'await mla.destroy(); worker.unref();'], ['is unreferenced while it is connected', 'worker.unref();'], ['is ended by its program', 'await mla.destroy(); await worker.terminate();'],
+    ['is ended before it is left', 'setTimeout(() => process.exit(5), 4000).unref(); await worker.terminate(); await mla.destroy();']])(
+    'a program whose worker %s ends by itself', async (_, last) => {
+      checkBuilt();
+      const dist = new URL('../dist/', import.meta.url).href;
+      const inWorker = `
+        Promise.all([import('node:worker_threads'), import('${dist}worker.js'), import('${dist}index.js')])
+          .then(([{ parentPort }, { serve }, { createBackend }]) => serve(createBackend, parentPort))`;
+      const program = `
+        import { Worker } from 'node:worker_threads';
+        import { connect } from '${dist}worker.js';
+        const worker = new Worker(${JSON.stringify(inWorker)}, { eval: true });
+        const mla = await connect(worker, { backend: 'cpu' });
+        console.log((await (await mla.tensor({ data: Float32Array.of(7), shape: [1] })).read())[0]);
+        ${last}`;
+      const { stdout, stderr } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program], { timeout: 250_000 });
+      expect([stdout, stderr]).toEqual(['7\n', '']);
+    },
+  );
 
   test('of a worker that ends by an error the error is told', async () => {
     const worker = new Worker('setTimeout(() => { throw new Error("out of luck"); }, 20)', { eval: true });

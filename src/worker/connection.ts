@@ -16,17 +16,18 @@ export class Connection {
   readonly #port: MessagePort;
   readonly #service: Remote<Service>;
 
-  private constructor(watch: Watch, port: MessagePort) {
+  private constructor(watch: Watch, worker: WorkerLike, port: MessagePort) {
     this.#watch = watch;
     this.#port = port;
     this.#service = wrap<Service>(endpointOf(port));
+    leaveAlone(worker, port);
   }
 
   /** @throws MlaError backend-unavailable: the worker ended, or failed, before it served */
   static async to(worker: WorkerLike): Promise<Connection> {
     const watch = new Watch(worker);
     try {
-      return new Connection(watch, await acceptedPort(worker, watch));
+      return new Connection(watch, worker, await acceptedPort(worker, watch));
     } catch (error) {
       watch.close();
       throw error;
@@ -54,7 +55,7 @@ export class Connection {
 
   /** Leaves the worker, which frees what it has for this instance, once `last` has been answered, or will not be. */
   async close(last?: Promise<unknown>): Promise<void> {
-    if (last) await this.#answered(last);
+    if (last && !this.#watch.over) await this.#answered(last);
     this.#watch.close();
     // The other end closes the port once it has heard.
     if (this.#watch.over) this.#port.close();
@@ -72,6 +73,11 @@ export class Connection {
       this.#watch.onOver = done;
     });
   }
+}
+
+/** In Node a port that somebody listens to keeps the program running. Whether a worker does is for whoever made it to say. */
+function leaveAlone(worker: WorkerLike, port: MessagePort): void {
+  if (hasThread(worker)) (port as { unref?(): void }).unref?.();
 }
 
 /**
@@ -97,8 +103,7 @@ async function acceptedPort(worker: WorkerLike, watch: Watch): Promise<MessagePo
         // The worker's own word of its end first, where it has one: a port does not say why.
         port.addEventListener('close', () => setTimeout(() => port1 === accepted && watch.end()));
         port1.start();
-        // In Node a port keeps its thread alive. Whether a worker does is for whoever made it to say.
-        if (hasThread(worker)) (port1 as { unref?(): void }).unref?.();
+        leaveAlone(worker, port1);
         offer(worker, id, port2);
       };
     });
