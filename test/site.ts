@@ -107,12 +107,16 @@ export class Site {
 export const text = async (page: Page, selector: string): Promise<string> => (await page.locator(selector).textContent()) ?? '';
 export const count = (page: Page, selector: string): Promise<number> => page.locator(selector).count();
 
-/** Longest task of the page's main thread in a trace: milliseconds of its own processor time, which other programs do not lengthen. */
-export function longestTask(trace: Buffer): number {
+/**
+ * Longest task but one of the page's main thread in a trace: milliseconds of its own processor time, which other programs do not lengthen. But a
+ * machine that is paused in the middle of one may count that too, and what keeps a page from its visitor does so more than once.
+ */
+export function longTask(trace: Buffer): number {
   interface TraceEvent { name: string; pid: number; tid: number; tdur?: number; args?: { name?: string } }
   const { traceEvents } = JSON.parse(trace.toString()) as { traceEvents: TraceEvent[] };
   const main = new Set(traceEvents.filter((e) => e.name === 'thread_name' && e.args?.name === 'CrRendererMain').map((e) => `${e.pid}/${e.tid}`));
-  const times = traceEvents.filter((e) => main.has(`${e.pid}/${e.tid}`) && e.tdur !== undefined).map((e) => e.tdur! / 1000);
-  assert(times.length > 100, 'the trace has hardly any tasks of the page');
-  return Math.max(...times);
+  // Events lie within others: those of whole tasks.
+  const tasks = traceEvents.filter((e) => main.has(`${e.pid}/${e.tid}`) && e.tdur !== undefined && e.name.endsWith('RunTask')).map((e) => e.tdur! / 1000);
+  assert(tasks.length > 100, 'the trace has hardly any tasks of the page');
+  return tasks.sort((a, b) => b - a)[1]!;
 }
