@@ -40,13 +40,16 @@ beforeAll(async () => {
   server = await serveTests();
   browser = await chromium.launch(await chromiumLaunchOptions());
   page = await openPage();
-  await page.evaluate(async () => {
-    globalThis.instances = {
-      page: await flashmla.createMla({ backend: 'webgpu' }),
-      worker: await flashmla.connect(new Worker('/worker.js', { type: 'module' }), { backend: 'webgpu' }),
-    };
-  });
+  await page.evaluate(openInstances);
 });
+
+/** On the page: one there, one in a worker. */
+async function openInstances(): Promise<void> {
+  globalThis.instances = {
+    page: await flashmla.createMla({ backend: 'webgpu' }),
+    worker: await flashmla.connect(new Worker('/worker.js', { type: 'module' }), { backend: 'webgpu' }),
+  };
+}
 
 afterAll(async () => {
   await browser?.close();
@@ -287,13 +290,7 @@ describe('device lost', () => {
     const doomed = await chromium.launch(await chromiumLaunchOptions());
     try {
       const its = await openPage(undefined, doomed);
-      const connectBoth = async (): Promise<void> => {
-        globalThis.instances = {
-          page: await flashmla.createMla({ backend: 'webgpu' }),
-          worker: await flashmla.connect(new Worker('/worker.js', { type: 'module' }), { backend: 'webgpu' }),
-        };
-      };
-      await its.evaluate(connectBoth);
+      await its.evaluate(openInstances);
       expectRight(narrow, await decodeThere(its, 'page', narrow));
       expectRight(narrow, await decodeThere(its, 'worker', narrow));
 
@@ -324,7 +321,7 @@ describe('device lost', () => {
       );
       expect(refused).toEqual(['device-lost', 'device-lost']);
 
-      await its.evaluate(connectBoth);
+      await its.evaluate(openInstances);
       expectRight(narrow, await decodeThere(its, 'page', narrow));
       expectRight(narrow, await decodeThere(its, 'worker', narrow));
       expect(events).toEqual([]);

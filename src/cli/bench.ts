@@ -1,10 +1,9 @@
 /** `flashmla-web bench`: time, TFLOP/s and GB/s of decode shapes. */
-import { MlaError } from '../errors.ts';
 import type { Mla, MlaInfo } from '../mla.ts';
 import { loadOf } from '../schedule.ts';
 import type { Context, MlaChoice } from './context.ts';
 import { forEachOn } from './each.ts';
-import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
+import { EXIT_FAILED, asFailure, usageError } from './failure.ts';
 import { measure, type Measurement } from './measure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
 import { checkOutputs, writeOutput } from './output-file.ts';
@@ -118,7 +117,7 @@ async function runShapes(
   let info: MlaInfo;
   try {
     info = await forEachOn(context, choice, shapes, runShape, ({ name }, error) => {
-      failures.push({ name, code: error instanceof MlaError ? error.code : 'internal', message: oneLine(error) });
+      failures.push({ name, ...asFailure(error) });
       bar.advance(runs - done);
       done = 0;
     });

@@ -20,6 +20,11 @@ export function oneLine(error: unknown): string {
   return message.replace(/[\s\p{Cc}]+/gu, ' ').trim();
 }
 
+/** An error as a report has it, where one thing of several failed. */
+export function asFailure(error: unknown): { code: MlaErrorCode; message: string } {
+  return { code: error instanceof MlaError ? error.code : 'internal', message: oneLine(error) };
+}
+
 /** An argument of the command line is wrong. */
 export function usageError(summary: string, argument?: string, expected?: string, got?: string): MlaError {
   return new MlaError('invalid-argument', summary, {

@@ -1,10 +1,9 @@
 /** `flashmla-web tune`: measures kernel configurations and remembers the best, so that nobody has to wait for it later. */
-import { MlaError } from '../errors.ts';
 import type { MlaInfo, TuneArgs, TuneReport, TuneTrial } from '../mla.ts';
 import { checkTune, shapeClass } from '../shape-class.ts';
 import type { Context, MlaChoice } from './context.ts';
 import { forEachOn } from './each.ts';
-import { EXIT_FAILED, oneLine, usageError } from './failure.ts';
+import { EXIT_FAILED, asFailure, usageError } from './failure.ts';
 import { MLA_OPTIONS, Options } from './options.ts';
 import { checkOutputs, writeOutput } from './output-file.ts';
 import { progress } from './progress.ts';
@@ -85,7 +84,7 @@ async function forget(args: readonly string[], { stdout, tuneStore }: Context): 
 async function tuneAll(shapes: readonly BenchShape[], choice: MlaChoice, context: Context): Promise<TuneSummary> {
   const reports: TuneReport[] = [];
   const failures: TuneFailure[] = [];
-  const note = (shapeClass: string, error: unknown): void => void failures.push({ shapeClass, code: error instanceof MlaError ? error.code : 'internal', message: oneLine(error) });
+  const note = (shapeClass: string, error: unknown): void => void failures.push({ shapeClass, ...asFailure(error) });
   const classes = new Map<string, TuneArgs>();
   for (const shape of shapes) {
     const args = tuneArgs(shape);

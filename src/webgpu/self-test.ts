@@ -36,12 +36,11 @@ export async function runSelfTest(gpu: GpuContext, label: string, code: string, 
     const refused = await fault;
     // A lost device has no word of its own on the kernel.
     gpu.check();
-    if (refused?.code === 'internal') return firstLine(refused.message);
     if (refused) throw refused;
-    return await gpu.settle(mapped).catch((error: unknown) => {
-      if (error instanceof MlaError && error.code === 'internal') return firstLine(error.message);
-      throw error;
-    });
+    return await gpu.settle(mapped);
+  } catch (error) {
+    if (error instanceof MlaError && error.code === 'internal') return firstLine(error.message);
+    throw error;
   } finally {
     for (const made of buffers) made.destroy();
   }
